@@ -1,0 +1,38 @@
+# Everything a fresh machine needs is behind these: `make demo`, `make test`.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench lock clean install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	python3 -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "driftd needs Python 3.11 or newer: python3 is " + sys.version.split()[0])'
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: install            ## the whole story in a terminal, in under three minutes
+	$(BIN)/driftd demo
+
+check: install           ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check              ## everything, against real Kafka, MLflow and Prometheus where they can be started
+	$(BIN)/pytest
+
+bench: install           ## the budget table of docs/performance.md
+	$(BIN)/python -m bench
+
+lock:                    ## rewrite the lock files from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .driftd*

@@ -1,0 +1,1 @@
+"""driftd, observing: events -> lake -> windows -> measurements -> verdicts -> transitions -> retrain requests."""

@@ -1,0 +1,491 @@
+"""config.toml -> a frozen `Config`, or every mistake at once.
+
+Invariant: whatever leaves `load` is complete and consistent; no later step checks or defaults anything again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from monitor.measure.methods import METHODS
+from monitor.measure.scores import SCORES
+from monitor.measurement import Measure
+from monitor.rules import Action, ForWindows, Severity, parse_for
+from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
+from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+
+
+class ConfigError(Exception):
+    """The operator must change the configuration. `problems` holds one line per mistake."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Secret(Section):
+    """A secret by reference: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`; never the value itself."""
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Secret:
+        if (self.env is None) == (self.file is None):
+            raise ValueError('give exactly one of env = "NAME" or file = "PATH"')
+        return self
+
+    def reveal(self) -> str:
+        """The secret's value. Raises ConfigError naming the variable or file that is missing."""
+        if self.env is not None:
+            if not (value := os.environ.get(self.env)):
+                raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
+            return value
+        try:
+            return Path(str(self.file)).read_text().strip()
+        except OSError as exc:
+            raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
+
+
+class HttpConfig(Section):
+    host: str = Field("127.0.0.1", description="address the one HTTP port binds to")
+    port: int = Field(9464, ge=0, le=65535, description="0 picks a free port")
+    token: Secret | None = Field(None, description="bearer token for calls that change state; absent: refused")
+
+
+class LakeConfig(Section):
+    uri: str | None = Field(
+        None, description="folder or s3://, gs://, abfs:// URI; default: `lake` in the state folder"
+    )
+    options: dict[str, str | Secret] = Field(
+        default_factory=dict, description="storage options of deltalake (credentials, region ..)"
+    )
+    retention: Duration = Field(parse_duration("90d"), description="events older than this (event time) are deleted")
+    maintain_every: Duration = Field(
+        parse_duration("1h"), description="how often tables are compacted, expired and vacuumed"
+    )
+    keep_versions_for: Duration = Field(
+        parse_duration("7d"), description="table versions younger than this stay reproducible"
+    )
+
+
+class KafkaConfig(Section):
+    bootstrap: tuple[str, ...] = Field(strict=False, min_length=1, description="host:port of one or more brokers")
+    group: str = Field("driftd", description="consumer group; replicas share it")
+    predictions: tuple[str, ...] = Field(("predictions",), strict=False, description="topics with predictions")
+    labels: tuple[str, ...] = Field(("labels",), strict=False, description="topics with labels")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] | None = None
+    username: Secret | None = Field(None, description="SASL user name")
+    password: Secret | None = Field(None, description="SASL password")
+    ca_file: str | None = Field(None, description="PEM file of the authorities that sign the brokers")
+    cert_file: str | None = Field(None, description="PEM file of the client certificate")
+    key_file: str | None = Field(None, description="PEM file of the client key")
+    session_timeout: Duration = Field(parse_duration("45s"), description="the group expels a silent replica then")
+    max_poll_interval: Duration = Field(parse_duration("5m"), description="the group expels a stuck replica then")
+
+
+class FilesConfig(Section):
+    path: str | None = Field(
+        None, description="folder with predictions/ and labels/; default: `events` in the state folder"
+    )
+
+
+class SourceConfig(Section):
+    kind: Literal["files", "kafka"] = Field("files", description="where events come from")
+    files: FilesConfig = FilesConfig()
+    kafka: KafkaConfig | None = None
+    batch_rows: int = Field(50_000, ge=1, description="rows appended to the lake at once, at most")
+    batch_wait: Duration = Field(
+        parse_duration("2s"), description="a smaller batch is appended after this long; bounds the delay"
+    )
+    max_age: Duration = Field(
+        parse_duration("400d"), description="events with an older ts are dead letters (absurd timestamps)"
+    )
+    max_future: Duration = Field(parse_duration("1h"), description="events this far in the future are dead letters")
+    max_bytes: Size = Field(parse_size("16MiB"), description="a larger message is a dead letter")
+
+    @model_validator(mode="after")
+    def _kafka_present(self) -> SourceConfig:
+        if self.kind == "kafka" and self.kafka is None:
+            raise ValueError('kind = "kafka" needs a [source.kafka] table with bootstrap = ["host:port"]')
+        return self
+
+
+class WindowConfig(Section):
+    size: Duration = Field(parse_duration("1h"), description="length of the tumbling event-time windows")
+    lateness: Duration = Field(parse_duration("5m"), description="how long a window waits for events that come late")
+    idle_after: Duration = Field(
+        parse_duration("5m"), description="a partition silent this long no longer holds windows back"
+    )
+    min_rows: int = Field(100, ge=1, description="windows with fewer rows are UNDECIDED")
+    max_rows: int = Field(200_000, ge=100, description="a larger window is measured on a seeded sample")
+    min_coverage: Share = Field(0.9, description="share of labelled rows that makes performance final")
+    max_delay: Duration = Field(
+        parse_duration("30d"),
+        description="performance is final then whatever the coverage; longest label delay",
+    )
+
+
+class ReferenceConfig(Section):
+    path: str | None = Field(None, description="Parquet or CSV with the model's training or validation rows")
+    warmup_windows: int = Field(
+        3, ge=1, description="without a path or an MLflow artifact: the first windows of a version"
+    )
+    max_rows: int = Field(50_000, ge=100, description="a larger reference is sampled (seeded)")
+
+
+class MethodConfig(Section):
+    method: str
+    threshold: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodConfig:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown drift method {self.method!r}{_hint(self.method, METHODS)}")
+        return self
+
+
+def _for(value: object) -> object:
+    return parse_for(value) if isinstance(value, str) else value
+
+
+class RuleConfig(Section):
+    """One rule. `above`/`below` may be absent for drift measures: the method's own threshold then decides."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    measure: Annotated[Measure, Field(strict=False)]
+    feature: str | None = None
+    metric: str | None = None
+    segment: str | None = Field(None, description='"country=de"; "*" for every segment; absent: all rows')
+    above: float | None = None
+    below: float | None = None
+    clear: float | None = Field(None, description="the value must get back beyond this to resolve (hysteresis)")
+    for_: Annotated[Any, BeforeValidator(_for)] = Field(ForWindows(2, 3), alias="for")
+    keep_firing_for: Duration = Field(parse_duration("0s"), description="event time without a breach to resolve")
+    severity: Annotated[Severity, Field(strict=False)] = Severity.WARNING
+    action: Annotated[Action, Field(strict=False)] = Action.ALERT
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RuleConfig:
+        drift = self.measure in (Measure.FEATURE_DRIFT, Measure.PREDICTION_DRIFT, Measure.LABEL_DRIFT)
+        if self.above is not None and self.below is not None:
+            raise ValueError("give above or below, not both: write two rules")
+        if self.above is None and self.below is None and not drift:
+            raise ValueError(f"{self.measure} needs above = .. or below = ..")
+        if self.clear is not None:
+            if self.above is None and self.below is None:
+                raise ValueError("clear needs above or below")
+            if self.above is not None and self.clear > self.above:
+                raise ValueError(f"clear must not be greater than above ({self.above})")
+            if self.below is not None and self.clear < self.below:
+                raise ValueError(f"clear must not be less than below ({self.below})")
+        return self
+
+
+DEFAULT_RULES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "performance_drop",
+        "measure": "performance_drop",
+        "above": 0.05,
+        "clear": 0.03,
+        "for": "2 of 3 windows",
+        "severity": "critical",
+        "action": "retrain",
+    },
+    {
+        "name": "many_features_drift",
+        "measure": "drift_share",
+        "above": 0.5,
+        "for": "3 of 4 windows",
+        "severity": "warning",
+        "action": "alert",
+    },
+)
+
+
+class ModelConfig(Section):
+    task: Annotated[Task, Field(strict=False)]
+    features: dict[str, Annotated[FeatureKind, Field(strict=False)]] | None = Field(
+        None, description="name = number|category|bool; absent: inferred from reference.path"
+    )
+    classes: tuple[str, ...] = Field((), strict=False, description="class names (binary: two)")
+    positive: str | None = Field(None, description='binary: the class that `score` speaks of; default "1"')
+    segments: tuple[str, ...] = Field((), strict=False, description="segment names measured separately")
+    registered_model: str | None = Field(None, description="name in the MLflow registry; default: the model's")
+    metrics: tuple[str, ...] = Field((), strict=False, description="performance metrics; the first is judged")
+    windows: WindowConfig = WindowConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    drift: dict[str, MethodConfig] = Field(
+        default_factory=dict, description="per feature, or `number`/`category`/`prediction` for all of a kind"
+    )
+    rules: tuple[RuleConfig, ...] = Field(
+        tuple(RuleConfig.model_validate(r) for r in DEFAULT_RULES), strict=False, description="see [[rules]]"
+    )
+    schedule: str | None = Field(None, description='cron expression of an unconditional retrain: "0 3 * * 1"')
+    new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.task is Task.BINARY and self.classes and len(self.classes) != 2:
+            raise ValueError(f"classes: a binary model has two classes (got {len(self.classes)})")
+        if self.task is Task.MULTICLASS and not self.classes and not self.reference.path:
+            raise ValueError("classes: a multiclass model needs its class names, or reference.path")
+        if self.task is Task.BINARY and self.classes and self.positive and self.positive not in self.classes:
+            raise ValueError(f"positive: {self.positive!r} is not one of classes {list(self.classes)}")
+        if self.features is None and not self.reference.path:
+            raise ValueError("features: declare them ([models.<name>.features]) or give reference.path")
+        for metric in (*self.metrics, *filter(None, (self.retrain.gates.metric,))):
+            if metric not in SCORES or self.task not in SCORES[metric].tasks:
+                known = [m for m, s in SCORES.items() if self.task in s.tasks]
+                raise ValueError(f"metrics: {metric!r} is not a {self.task} metric{_hint(metric, known)}")
+        names = [r.name for r in self.rules]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"rules: the name {twice[0]!r} is used twice")
+        for rule in self.rules:
+            if rule.feature and self.features is not None and rule.feature not in self.features:
+                raise ValueError(
+                    f"rules.{rule.name}.feature: {rule.feature!r} is not a feature{_hint(rule.feature, self.features)}"
+                )
+        return self
+
+
+class MlflowConfig(Section):
+    tracking_uri: str | None = Field(None, description="MLflow server or store; default: SQLite in the state folder")
+
+
+class DaemonConfig(Section):
+    state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
+    tick: Duration = Field(parse_duration("5s"), description="how often new rows are joined, measured and judged")
+    control_url: str | None = Field(
+        None, description="SQLAlchemy URL of the control database; default: SQLite in the state folder"
+    )
+    measure_workers: int = Field(1, ge=1, le=32, description="processes that run Evidently")
+    report_retention: Duration = Field(parse_duration("30d"), description="HTML reports are kept this long")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless a terminal")
+
+
+class Config(Section):
+    daemon: DaemonConfig = DaemonConfig()
+    http: HttpConfig = HttpConfig()
+    lake: LakeConfig = LakeConfig()
+    source: SourceConfig = SourceConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(
+        min_length=1
+    )
+
+    @property
+    def state(self) -> Path:
+        return Path(self.daemon.state)
+
+    @property
+    def lake_uri(self) -> str:
+        return self.lake.uri or str(self.state.absolute() / "lake")
+
+    @property
+    def control_url(self) -> str:
+        return self.daemon.control_url or f"sqlite:///{self.state.absolute() / 'control.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow.tracking_uri or f"sqlite:///{self.state.absolute() / 'mlflow.db'}"
+
+    @property
+    def events_path(self) -> Path:
+        return Path(self.source.files.path) if self.source.files.path else self.state / "events"
+
+    def storage_options(self) -> dict[str, str]:
+        return {k: v.reveal() if isinstance(v, Secret) else v for k, v in self.lake.options.items()}
+
+    def digest(self) -> str:
+        """A stable fingerprint of everything in it (secrets are references, so none is hashed)."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config together with the schemas that had to be looked up (reference files)."""
+
+    config: Config
+    schemas: Mapping[str, ModelSchema]
+    path: str
+
+
+def load(path: str | Path) -> LoadedConfig:
+    """Read and check everything that can be checked without a network.
+
+    Raises ConfigError with one line per mistake: `config.toml: models.fraud.rules[2].above: must be ..`.
+    """
+    name = Path(path).name
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError([f"{path}: no such file: copy config.toml or give --config"]) from exc
+    except OSError as exc:
+        raise ConfigError([f"{path}: {exc.strerror}"]) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError([f"{name}: not valid TOML: {exc}"]) from exc
+    return from_dict(data, name=name, base=Path(path).parent)
+
+
+def from_dict(data: Mapping[str, Any], *, name: str = "config.toml", base: Path = Path()) -> LoadedConfig:
+    """As `load`, from a parsed document. Reference paths are relative to `base`."""
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as exc:
+        raise ConfigError([f"{name}: {line}" for line in _explain(exc, data)]) from exc
+    problems: list[str] = []
+    schemas: dict[str, ModelSchema] = {}
+    for model, section in config.models.items():
+        try:
+            schemas[model] = _schema(model, section, base)
+        except ConfigError as exc:
+            problems += [f"{name}: models.{model}.{line}" for line in exc.problems]
+    problems += [f"{name}: {line}" for line in _missing_secrets(config)]
+    if problems:
+        raise ConfigError(problems)
+    return LoadedConfig(config, schemas, name)
+
+
+def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
+    features, classes = section.features, section.classes
+    if section.reference.path and (features is None or (section.task is not Task.REGRESSION and not classes)):
+        from monitor.reference import infer_features  # reads the file with polars: only where needed
+
+        path = base / section.reference.path
+        try:
+            inferred, labels = infer_features(path)
+        except (OSError, ValueError) as exc:
+            raise ConfigError([f"reference.path: cannot read {path}: {exc}"]) from exc
+        features = features or inferred
+        classes = classes or labels
+    if section.task is Task.REGRESSION:
+        classes = ()
+    elif section.task is Task.BINARY:
+        classes = classes or ("0", "1")
+        if len(classes) != 2:
+            raise ConfigError([f"reference.path: a binary model has two classes, the file has {len(classes)}"])
+    positive = (section.positive or sorted(classes)[-1]) if section.task is Task.BINARY else None
+    if not features:
+        raise ConfigError(["features: at least one feature is needed"])
+    return ModelSchema(
+        model=model,
+        task=section.task,
+        features=tuple(Feature(n, k) for n, k in features.items()),
+        classes=tuple(classes),
+        positive=positive,
+        segments=section.segments,
+    )
+
+
+def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:
+    for field, value in config:
+        where = f"{path}{field}"
+        if isinstance(value, Secret):
+            try:
+                value.reveal()
+            except ConfigError as exc:
+                yield f"{where}: {exc.problems[0]}"
+        elif isinstance(value, BaseModel):
+            yield from _missing_secrets(value, f"{where}.")
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                if isinstance(entry, Secret):
+                    try:
+                        entry.reveal()
+                    except ConfigError as exc:
+                        yield f"{where}.{key}: {exc.problems[0]}"
+
+
+def _explain(exc: ValidationError, data: Mapping[str, Any]) -> Iterator[str]:
+    seen = set()
+    for error in exc.errors():
+        line = f"{_place(error['loc'])}: {_message(error)}"
+        if line not in seen:
+            seen.add(line)
+            yield line
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part != "[key]" and not part.startswith(("function-", "lax-or-strict", "is-instance")):
+            text += f".{part}" if text else part
+    return text
+
+
+def _message(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    shown = repr(error.get("input"))
+    if len(shown) > 60:
+        shown = f"a {type(error.get('input')).__name__}"
+    match kind:
+        case "extra_forbidden":
+            return f"unknown key{_hint(str(error['loc'][-1]), _known_keys(error['loc']))}"
+        case "missing":
+            return "is required"
+        case "value_error":
+            text = str(context.get("error", error["msg"]))
+            return text if " (got" in text or isinstance(error.get("input"), dict) else f"{text} (got {shown})"
+        case "greater_than":
+            return f"must be > {context['gt']} (got {shown})"
+        case "greater_than_equal":
+            return f"must be >= {context['ge']} (got {shown})"
+        case "less_than":
+            return f"must be < {context['lt']} (got {shown})"
+        case "less_than_equal":
+            return f"must be <= {context['le']} (got {shown})"
+        case "enum" | "literal_error":
+            return f"must be {context['expected']} (got {shown})"
+        case "string_pattern_mismatch":
+            return f"must match {context['pattern']} (got {shown})"
+        case _:
+            return f"{error['msg'][0].lower()}{error['msg'][1:]} (got {shown})"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        field = getattr(model, "model_fields", {}).get(part) or next(
+            (f for f in getattr(model, "model_fields", {}).values() if f.alias == part), None
+        )
+        if field is None:
+            continue
+        model = _section_of(field.annotation)
+    return [f.alias or n for n, f in getattr(model, "model_fields", {}).items()]
+
+
+def _section_of(annotation: Any) -> Any:
+    """The Section inside `X`, `X | None`, `dict[str, X]`, `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if (found := _section_of(argument)) is not None:
+            return found
+    return None
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    options = sorted(known)
+    return f": known are {', '.join(options)}" if 0 < len(options) <= 25 else ""

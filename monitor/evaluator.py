@@ -1,0 +1,442 @@
+"""One tick of one model: join labels, close windows, measure, judge, decide.
+
+Invariant: each step reads what the step before has made durable and leaves its own result durable before the next
+begins, so a kill between any two loses and doubles nothing. The first to commit wins; the loser starts over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import structlog
+
+from monitor.lake import Conflict, HistoryGone, Lake, Table, day
+from monitor.ledger import Ledger, Round, RuleRecord, firing
+from monitor.measure.methods import DriftMethod
+from monitor.measure.worker import MeasureResult, MeasureTask, ReferenceSource, freeze_warmup, measure
+from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.metrics import Metrics
+from monitor.outcomes import OutcomeWriter
+from monitor.progress import DRIFT, PERFORMANCE, Progress
+from monitor.rules import Action, Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
+from monitor.triggers import Cause, JobHistory, Suppressed, TriggerPolicy, decide
+from monitor.windows import WindowPolicy
+from retrain.request import RetrainRequest, TriggerKind
+from retrain.schema import ModelSchema
+
+log = structlog.get_logger()
+
+MAX_TASKS = 64
+"""Windows measured in one tick at most, so that a backlog leaves ticks short."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """Everything configured about one model, in the types of the core."""
+
+    schema: ModelSchema
+    windows: WindowPolicy
+    min_rows: int
+    max_rows: int
+    warmup_windows: int
+    metrics: tuple[str, ...]
+    segment_min_rows: int
+    methods: Mapping[str, DriftMethod]
+    rules: tuple[Rule, ...]
+    triggers: TriggerPolicy
+    new_labels: int | None
+    reference: ReferenceSource
+
+    @property
+    def model(self) -> str:
+        return self.schema.model
+
+
+JobHistoryOf = Callable[[str, datetime | None, datetime], JobHistory]
+"""(model, since when it fires, now) -> what the control database knows of its jobs."""
+
+
+class ModelEvaluator:
+    """Drives one model. Not thread-safe: one tick at a time."""
+
+    def __init__(
+        self,
+        plan: ModelPlan,
+        lake: Lake,
+        ledger: Ledger,
+        pool: Executor,
+        metrics: Metrics,
+        job_history: JobHistoryOf,
+        on_breach: Callable[[str, WindowKey], None],
+    ):
+        self.plan = plan
+        self._lake = lake
+        self._ledger = ledger
+        self._pool = pool
+        self._metrics = metrics
+        self._job_history = job_history
+        self._on_breach = on_breach
+        self.progress = Progress(lake, plan.model, plan.windows)
+        self.outcomes = OutcomeWriter(
+            lake, plan.model, plan.windows.max_delay, metrics.orphan_labels.labels(plan.model).inc
+        )
+        self._warmed: dict[str, str] = {}
+
+    def tick(self, now: datetime) -> bool:
+        """Advance everything as far as the events allow. True when there is more to do at once."""
+        try:
+            joined = self.outcomes.advance()
+            late = self.progress.follow(now)
+            self._note(joined, late)
+            results = self._measure()
+            self._store(results, now)
+            self._judge(now)
+            self._trigger(now)
+        except Conflict as exc:
+            log.info("evaluation_superseded", model=self.plan.model, detail=str(exc))
+            self.reset()
+            return True
+        return len(results) >= MAX_TASKS
+
+    def reset(self) -> None:
+        """Drop everything derived; the next tick rebuilds it from the lake."""
+        self.outcomes.reset()
+        self.progress.reset()
+
+    def _note(self, joined: int, late: int) -> None:
+        model, m = self.plan.model, self._metrics
+        m.outcomes.labels(model).inc(joined)
+        m.late_rows.labels(model).inc(late)
+        pending = self.outcomes.pending
+        m.pending_labels.labels(model).set(pending.height if pending is not None else 0)
+        if self.progress.mark is not None:
+            m.watermark.labels(model).set(self.progress.mark.timestamp())
+
+    # -- measuring
+
+    def _measure(self) -> list[MeasureResult]:
+        due = list(self.progress.to_measure())[:MAX_TASKS]
+        started = time.monotonic()
+        results = list(self._pool.map(measure, [self._task(key, kind) for key, kind in due]))
+        if results:
+            self._metrics.measure_seconds.observe((time.monotonic() - started) / len(results))
+        return results
+
+    def _task(self, key: WindowKey, kind: str) -> MeasureTask:
+        plan = self.plan
+        return MeasureTask(
+            lake_uri=self._lake.uri,
+            storage_options=self._lake.options,
+            schema=plan.schema,
+            key=key,
+            performance=kind == PERFORMANCE,
+            methods=plan.methods,
+            metrics=plan.metrics,
+            segment_min_rows=plan.segment_min_rows,
+            max_rows=plan.max_rows,
+            reference=plan.reference,
+        )
+
+    def _store(self, results: Sequence[MeasureResult], now: datetime) -> None:
+        if not results:
+            return
+        rows: list[pl.DataFrame] = []
+        for result in results:
+            kind = PERFORMANCE if result.performance else DRIFT
+            final = self.progress.measured(result.key, kind, result.rows, result.labelled)
+            rows.append(_measurement_rows(result, kind, final, now))
+            self._log(result, kind, final)
+        following = self.progress.sequence + 1
+        self._lake.append_next(Table.MEASUREMENTS, pl.concat(rows), self.plan.model, {"sequence": following})
+        self.progress.sequence = following
+        for result in results:
+            dropped = self._metrics.measurements.update(result.key, result.measurements)
+            self._metrics.series_dropped.labels(self.plan.model).inc(dropped)
+            kind = PERFORMANCE if result.performance else DRIFT
+            self._metrics.windows.labels(self.plan.model, kind).inc()
+        self._warm_up(results)
+
+    def _log(self, result: MeasureResult, kind: str, final: bool) -> None:
+        key = result.key
+        found = {m.key: m.value for m in result.measurements}
+        first = self.plan.metrics[0]
+        log.info(
+            "window_measured",
+            model=key.model,
+            version=key.version,
+            window_end=key.end.isoformat(),
+            kind=kind,
+            rows=result.rows,
+            **({"labelled": result.labelled, "final": final} if result.performance else {}),
+            reference=result.reference or "none",
+            drift_share=found.get((Measure.DRIFT_SHARE.value, "", "", "")),
+            **({first: found.get((Measure.PERFORMANCE.value, "", first, ""))} if result.performance else {}),
+        )
+
+    def _warm_up(self, results: Iterable[MeasureResult]) -> None:
+        """Freeze the first windows of a version that came without a reference: rows first, labels when final."""
+        for version in {r.key.version for r in results if not r.reference or r.reference.startswith("warmup:")}:
+            known = {k for k in (*self.progress.drift_measured, *self.progress.final) if k.version == version}
+            first = sorted(known)[: self.plan.warmup_windows]
+            if len(first) < self.plan.warmup_windows:
+                continue
+            labelled = all(k in self.progress.final for k in first)
+            stage = "labelled" if labelled else "warmup"
+            if self._warmed.get(version) in (stage, "labelled"):
+                continue
+            folder = Path(self.plan.reference.folder)
+            freeze_warmup(self._lake, first, self.plan.schema, folder, labelled=labelled)
+            self._warmed[version] = stage
+            log.info("reference_frozen", model=self.plan.model, version=version, stage=stage, windows=len(first))
+
+    # -- judging
+
+    def _judge(self, now: datetime) -> None:
+        model = self.plan.model
+        before = self._ledger.cursor(model)
+        newest = self._lake.version(Table.MEASUREMENTS, model)
+        if newest <= before:
+            return
+        try:
+            rows = self._lake.new_rows(Table.MEASUREMENTS, model, before, newest)
+        except HistoryGone:
+            lazy = self._lake.scan(Table.MEASUREMENTS, model)
+            rows = lazy.collect() if lazy is not None else None
+        records = self._ledger.rule_records(model)
+        transitions: list[tuple[str, Transition, WindowKey]] = []
+        changed: set[tuple[str, str]] = set()
+        for key, measurements in _windows_in(rows, model):
+            for rule in self.plan.rules:
+                at = (key.version, rule.name)
+                record, transition = self._apply(rule, records.get(at), key, measurements, now)
+                if record is not None:
+                    records[at] = record
+                    changed.add(at)
+                if transition is not None:
+                    transitions.append((key.version, transition, key))
+        retired = self._retired({version for version, _ in records})
+        done = Round(
+            model=model,
+            before=before,
+            cursor=newest,
+            records=[records[at] for at in sorted(changed) if at[0] not in retired],
+            transitions=[(v, t) for v, t, _ in transitions],
+            retired=retired,
+        )
+        self._ledger.record(done, now)
+        self._announce(transitions)
+        self._export({at: r for at, r in records.items() if at[0] not in retired})
+        self._metrics.measurements.retire(model, set(self.progress.versions()) - set(retired))
+
+    def _apply(
+        self,
+        rule: Rule,
+        record: RuleRecord | None,
+        key: WindowKey,
+        measurements: Sequence[Measurement],
+        now: datetime,
+    ) -> tuple[RuleRecord | None, Transition | None]:
+        if not any(m.measure is rule.measure for m in measurements):
+            return None, None
+        floor = 0 if rule.measure in (Measure.VOLUME, Measure.LABEL_COVERAGE) else self.plan.min_rows
+        enough = [m if m.rows >= floor else _too_few(m, floor) for m in measurements]
+        judged = judge(rule, enough)
+        old = record or RuleRecord(key.version, rule.name, RuleState(), 0, Verdict.UNDECIDED, None, "")
+        state, transition = step(rule, old.state, judged, key.end)
+        decided = judged.verdict is not Verdict.UNDECIDED and state is not old.state
+        since = old.firing_since
+        if transition is not None:
+            since = now if transition.after is Phase.FIRING else None
+        updated = replace(
+            old,
+            state=state,
+            judged=old.judged + decided,
+            verdict=judged.verdict,
+            value=judged.worst.value if judged.worst else None,
+            reason=explain(rule, judged),
+            firing_since=since,
+        )
+        return updated, transition
+
+    def _retired(self, stored: set[str]) -> list[str]:
+        """Versions that no window speaks of any more: superseded by a newer one for longer than labels take."""
+        versions = self.progress.versions()
+        if not versions:
+            return []
+        newest = max(versions.values())
+        grace = self.plan.windows.size * 4 + self.plan.windows.lateness
+        pending = {k.version for k in self.progress.windows}
+        return sorted(v for v in stored if v not in pending and (v not in versions or newest - versions[v] > grace))
+
+    def _announce(self, transitions: Iterable[tuple[str, Transition, WindowKey]]) -> None:
+        severities = {r.name: r.severity.value for r in self.plan.rules}
+        for version, t, key in transitions:
+            event = "rule_fired" if t.after is Phase.FIRING else "rule_changed"
+            log.info(
+                event, model=self.plan.model, version=version, rule=t.rule, phase=t.after.value,
+                window_end=t.at.isoformat(), reason=t.reason,
+            )  # fmt: skip
+            if t.after is Phase.FIRING:
+                self._metrics.rules_fired.labels(self.plan.model, t.rule, severities[t.rule]).inc()
+                self._on_breach(t.rule, key)
+
+    def _export(self, records: Mapping[tuple[str, str], RuleRecord]) -> None:
+        """A rule's phase over all live versions: the most alarmed one counts."""
+        order = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
+        for rule in self.plan.rules:
+            mine = [r for (_, name), r in records.items() if name == rule.name]
+            phase = max((r.state.phase for r in mine), key=order.index, default=Phase.INACTIVE)
+            self._metrics.set_phase(self.plan.model, rule.name, phase)
+            latest = max(mine, key=lambda r: r.state.at or r.firing_since or _NEVER, default=None)
+            if latest is not None and latest.value is not None:
+                self._metrics.rule_value.labels(self.plan.model, rule.name).set(latest.value)
+
+    # -- deciding
+
+    def _trigger(self, now: datetime) -> None:
+        records = self._ledger.rule_records(self.plan.model)
+        actions = {r.name: r.action for r in self.plan.rules}
+        for record in firing(records):
+            if actions.get(record.rule) is Action.RETRAIN:
+                self.decide(self._cause(record), now, record.firing_since, record.judged)
+        if self.plan.new_labels:
+            self._trigger_on_labels(now)
+
+    def _cause(self, record: RuleRecord) -> Cause:
+        at = record.state.at
+        return Cause(
+            model=self.plan.model,
+            trigger=TriggerKind.RULE,
+            occasion=f"{record.version}/{record.rule}/{at.isoformat() if at else ''}",
+            reason=f"rule {record.rule} fires on version {record.version}: {record.reason}",
+            evidence={
+                "rule": record.rule,
+                "version": record.version,
+                "value": record.value,
+                "judged": record.judged,
+                "window_end": at.isoformat() if at else None,
+            },
+            version=record.version,
+        )
+
+    def decide(
+        self, cause: Cause, now: datetime, since: datetime | None = None, judged: int = 0
+    ) -> RetrainRequest | Suppressed:
+        """Decide on a cause and record the answer with its evidence."""
+        history = self._job_history(self.plan.model, since, now)
+        last = self._ledger.last_request(self.plan.model)
+        if last is not None and last.evidence.get("rule") == cause.evidence.get("rule"):
+            same = last.evidence.get("version") == cause.evidence.get("version")
+            before = int(last.evidence.get("judged", 0)) if same else 0
+            history = replace(history, windows_since_last=judged - before)
+        decision = decide(cause, self.plan.triggers, history, now)
+        if self._ledger.decide(decision, now):
+            if isinstance(decision, Suppressed):
+                log.info(
+                    "retrain_suppressed", model=cause.model, reason=decision.reason.value,
+                    detail=decision.detail, cause=cause.reason,
+                )  # fmt: skip
+                self._metrics.suppressed.labels(cause.model, decision.reason.value).inc()
+            else:
+                log.info(
+                    "retrain_requested", model=cause.model, request=decision.id,
+                    trigger=cause.trigger.value, reason=cause.reason,
+                )  # fmt: skip
+                self._metrics.requests.labels(cause.model, cause.trigger.value).inc()
+        return decision
+
+    def _trigger_on_labels(self, now: datetime) -> None:
+        assert self.plan.new_labels is not None
+        lazy = self._lake.scan(Table.OUTCOMES, self.plan.model)
+        if lazy is None:
+            return
+        total = lazy.select(pl.len()).collect().item()
+        last = self._ledger.last_request(self.plan.model)
+        before = int(last.evidence.get("outcomes", 0)) if last else 0
+        if total - before >= self.plan.new_labels:
+            self.decide(
+                Cause(
+                    model=self.plan.model,
+                    trigger=TriggerKind.LABELS,
+                    occasion=str(total // self.plan.new_labels),
+                    reason=f"{total - before} new labels since the last retrain",
+                    evidence={"outcomes": total},
+                ),
+                now,
+            )
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def _too_few(m: Measurement, floor: int) -> Measurement:
+    return replace(m, value=None, drifted=None, reason=f"{m.rows} rows, fewer than min_rows = {floor}")
+
+
+_SCHEMA = {
+    "model_version": pl.String,
+    "window_start": pl.Datetime("us", "UTC"),
+    "window_end": pl.Datetime("us", "UTC"),
+    "date": pl.String,
+    "kind": pl.String,
+    "final": pl.Boolean,
+    "measured_at": pl.Datetime("us", "UTC"),
+    "window_rows": pl.Int64,
+    "labelled": pl.Int64,
+    "coverage": pl.Float64,
+    "reference": pl.String,
+    "measure": pl.String,
+    "feature": pl.String,
+    "metric": pl.String,
+    "segment": pl.String,
+    "value": pl.Float64,
+    "rows": pl.Int64,
+    "method": pl.String,
+    "threshold": pl.Float64,
+    "drifted": pl.Boolean,
+    "reason": pl.String,
+}
+
+
+def _measurement_rows(result: MeasureResult, kind: str, final: bool, now: datetime) -> pl.DataFrame:
+    key = result.key
+    coverage = min(1.0, result.labelled / result.rows) if result.rows else 0.0
+    window = (
+        key.version, key.start, key.end, day(key.start), kind, final, now,
+        result.rows, result.labelled, coverage, result.reference,
+    )  # fmt: skip
+    return pl.DataFrame(
+        [
+            (
+                *window, m.measure.value, m.feature, m.metric, m.segment, m.value, m.rows, m.method,
+                m.threshold, m.drifted, m.reason,
+            )
+            for m in result.measurements
+        ],
+        schema=_SCHEMA,
+        orient="row",
+    )  # fmt: skip
+
+
+def _windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowKey, list[Measurement]]]:
+    """Measured windows that rules may act on, in event-time order; provisional performance is left out."""
+    if rows is None:
+        return
+    acting = rows.filter((pl.col("kind") == DRIFT) | pl.col("final")).sort("window_end", "kind", "model_version")
+    keys = ["model_version", "window_start", "window_end", "kind"]
+    for (version, start, end, _kind), part in acting.group_by(keys, maintain_order=True):
+        yield (
+            WindowKey(model, str(version), start, end),  # type: ignore[arg-type]
+            [_measurement(r) for r in part.iter_rows(named=True)],
+        )
+
+
+def _measurement(row: dict[str, object]) -> Measurement:
+    fields = ("rows", "feature", "metric", "segment", "method", "value", "threshold", "drifted", "reason")
+    return Measurement(measure=Measure(str(row["measure"])), **{f: row[f] for f in fields})  # type: ignore[arg-type]

@@ -1,0 +1,515 @@
+"""Bytes -> typed columns, or rejects with a reason: the decoder of the event contract (docs/events.md).
+
+Invariant: every record that goes in comes out exactly once, as a row of a frame or as a `Rejected`; no input raises.
+Whole batches are parsed at once; only the neighbourhood of a bad record is looked at record by record.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import orjson
+import polars as pl
+
+from monitor.sources import Records, Stream
+from retrain.schema import FeatureKind, ModelSchema, Task
+
+LEAF = 64
+"""Batches this small are decoded record by record when the fast parser refuses them."""
+SAMPLE_EVERY = 64
+"""One record in this many is looked at for fields that the contract does not know."""
+
+_UTC_US = pl.Datetime("us", "UTC")
+_PANICS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+class RejectReason(StrEnum):
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    NO_ID = "no_id"
+    NO_MODEL = "no_model"
+    UNKNOWN_MODEL = "unknown_model"
+    NO_TIMESTAMP = "no_timestamp"
+    TOO_OLD = "too_old"
+    IN_FUTURE = "in_future"
+    NO_PREDICTION = "no_prediction"
+    NO_LABEL = "no_label"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that is no event, kept with its payload and origin as a dead letter."""
+
+    stream: Stream
+    partition: str
+    offset: int
+    reason: RejectReason
+    detail: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is believable, with the wall time `now` (aware UTC) they are counted from."""
+
+    now: datetime
+    max_age: timedelta
+    max_future: timedelta
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`frames` maps a model to its rows in lake columns, in arrival order.
+
+    `unknown_fields` counts, per model, unknown fields seen in the sampled records (one in `SAMPLE_EVERY`).
+    """
+
+    frames: Mapping[str, pl.DataFrame]
+    rejected: Sequence[Rejected]
+    unknown_fields: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The records of one stream as one list, and where each came from."""
+
+    stream: Stream
+    lines: list[bytes]
+    partitions: list[str]
+    offsets: list[int]
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def reject(self, row: int, reason: RejectReason, detail: str = "", payload: bytes | None = None) -> None:
+        body = self.lines[row] if payload is None else payload
+        self.rejected.append(Rejected(self.stream, self.partitions[row], self.offsets[row], reason, detail, body))
+
+
+def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, ModelSchema], limits: Limits) -> Decoded:
+    """Decode records of one stream for the models in `schemas`."""
+    batch = _gather(stream, records)
+    rows = _screen(batch, limits)
+    frames: dict[str, pl.DataFrame] = {}
+    unknown: Counter[str] = Counter()
+    for model, members in _route(batch, rows, schemas).items():
+        schema = schemas[model]
+        frame = _typed(batch, members, schema)
+        frame = _check(batch, frame, schema, limits)
+        if frame.height:
+            frames[model] = _lake_columns(batch, frame, schema)
+            unknown[model] += _unknown_fields(batch, frame["row"].to_list(), schema)
+    return Decoded(frames, batch.rejected, unknown)
+
+
+def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
+    """No rows, all lake columns: the table schema of `stream`."""
+    batch = _Batch(stream, [], [], [])
+    wire = _wire_schema(stream, schema)
+    frame = pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
+    return _lake_columns(batch, frame.with_columns(at=pl.lit(None, dtype=_UTC_US)), schema)
+
+
+def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
+    batch = _Batch(stream, [], [], [])
+    for group in records:
+        batch.lines += [value if value is not None else b"" for value in group.values]
+        batch.partitions += [group.partition] * len(group.values)
+        batch.offsets += group.offsets
+    return batch
+
+
+def _screen(batch: _Batch, limits: Limits) -> list[int]:
+    """Rows worth parsing. Line breaks become spaces, so that one record is one line for the parser."""
+    rows = []
+    for row, line in enumerate(batch.lines):
+        if not line or line.isspace():
+            batch.reject(row, RejectReason.EMPTY)
+        elif len(line) > limits.max_bytes:
+            batch.reject(row, RejectReason.TOO_LARGE, f"{len(line)} bytes, source.max_bytes is {limits.max_bytes}")
+        else:
+            rows.append(row)
+    return rows
+
+
+def _route(batch: _Batch, rows: list[int], schemas: Mapping[str, ModelSchema]) -> dict[str, list[int]]:
+    """Rows per configured model. With one model the typed parse itself finds strangers."""
+    if len(schemas) == 1:
+        return {next(iter(schemas)): rows}
+    wire = {"model": pl.String}
+    parts = list(_parse(batch, rows, wire, lambda obj: ({"model": _text(obj.get("model"))}, [])))
+    if not parts:
+        return {}
+    frame = pl.concat(parts)
+    routed: dict[str, list[int]] = {}
+    for (model,), part in frame.group_by(["model"], maintain_order=True):
+        members = part["row"].to_list()
+        if model in schemas:
+            routed[str(model)] = members
+        else:
+            _reject_model(batch, members, model)
+    return routed
+
+
+def _reject_model(batch: _Batch, rows: list[int], model: object) -> None:
+    for row in rows:
+        if model is None or model == "":
+            batch.reject(row, RejectReason.NO_MODEL)
+        else:
+            batch.reject(row, RejectReason.UNKNOWN_MODEL, f"{str(model)[:80]!r} is not in the configuration")
+
+
+def _wire_schema(stream: Stream, schema: ModelSchema) -> dict[str, Any]:
+    """Polars types of the JSON contract. A String column takes any scalar and spells it canonically."""
+    outcome = pl.Float64 if schema.task is Task.REGRESSION else pl.String
+    common = {"prediction_id": pl.String, "model": pl.String, "ts": pl.String}
+    if stream is Stream.LABELS:
+        return {**common, "label": outcome, "prediction_ts": pl.String}
+    kinds = {FeatureKind.NUMBER: pl.Float64, FeatureKind.CATEGORY: pl.String, FeatureKind.BOOL: pl.Boolean}
+    wire = {
+        **common,
+        "model_version": pl.String,
+        "features": pl.Struct({f.name: kinds[f.kind] for f in schema.features}),
+        "prediction": outcome,
+        "latency_ms": pl.Float64,
+    }
+    if schema.task is Task.BINARY:
+        wire["score"] = pl.Float64
+    elif schema.task is Task.MULTICLASS:
+        wire["score"] = pl.Struct(dict.fromkeys(schema.classes, pl.Float64))
+    if schema.segments:
+        wire["segment"] = pl.Struct(dict.fromkeys(schema.segments, pl.String))
+    return wire
+
+
+def _typed(batch: _Batch, rows: list[int], schema: ModelSchema) -> pl.DataFrame:
+    wire = _wire_schema(batch.stream, schema)
+
+    def canonical(obj: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        return _canonical(obj, batch.stream, schema)
+
+    parts = []
+    for part in _parse(batch, rows, wire, canonical):
+        odd = part.filter(_suspicious(batch.stream, schema))["row"].to_list() if part.height else []
+        if odd:
+            part = part.filter(~pl.col("row").is_in(odd))
+            parts += list(_one_by_one(batch, odd, wire, canonical))
+        parts.append(part)
+    if not parts:
+        return pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
+    return pl.concat(parts).sort("row")
+
+
+def _suspicious(stream: Stream, schema: ModelSchema) -> pl.Expr:
+    """Rows where a String column may hold an object or list that the parser spelled out: look again."""
+    columns = [pl.col("prediction_id"), pl.col("model")]
+    if stream is Stream.PREDICTIONS:
+        columns.append(pl.col("model_version"))
+        columns += [
+            pl.col("features").struct.field(f.name) for f in schema.features if f.kind is FeatureKind.CATEGORY
+        ]
+        columns += [pl.col("segment").struct.field(s) for s in schema.segments]
+    if schema.task is not Task.REGRESSION:
+        columns.append(pl.col("prediction" if stream is Stream.PREDICTIONS else "label"))
+    tests = [c.str.starts_with("{") | c.str.starts_with("[") for c in columns]
+    return pl.any_horizontal(*tests).fill_null(value=False)
+
+
+Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
+
+
+def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
+    """Parse rows at once; where the parser refuses, halve, down to record by record."""
+    if not rows:
+        return
+    lines = [batch.lines[row] for row in rows]
+    frame = _read(lines, wire)
+    if frame is not None:
+        yield frame.with_columns(
+            row=pl.Series(rows, dtype=pl.UInt32), invalid_features=pl.lit(None, dtype=pl.List(pl.String))
+        )
+    elif len(rows) <= LEAF:
+        yield from _one_by_one(batch, rows, wire, canonical)
+    else:
+        middle = len(rows) // 2
+        yield from _parse(batch, rows[:middle], wire, canonical)
+        yield from _parse(batch, rows[middle:], wire, canonical)
+
+
+def _read(lines: list[bytes], wire: dict[str, Any]) -> pl.DataFrame | None:
+    text = b"\n".join(lines)
+    if text.count(b"\n") != len(lines) - 1 or b"\r" in text:
+        text = b"\n".join(line.replace(b"\n", b" ").replace(b"\r", b" ") for line in lines)
+    try:
+        frame = pl.read_ndjson(io.BytesIO(text), schema=wire)
+    except _PANICS:
+        return None
+    return frame if frame.height == len(lines) else None
+
+
+def _one_by_one(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
+    kept, lines, invalid = [], [], []
+    for row in rows:
+        obj = _load(batch, row)
+        if obj is None:
+            continue
+        clean, broken = canonical(obj)
+        kept.append(row)
+        lines.append(orjson.dumps(clean))
+        invalid.append(broken or None)
+    if not kept:
+        return
+    frame = _read(lines, wire)
+    if frame is None:
+        if len(kept) == 1:
+            batch.reject(kept[0], RejectReason.NOT_JSON, "cannot be read by the typed parser")
+        else:
+            for row in kept:
+                yield from _one_by_one(batch, [row], wire, canonical)
+        return
+    yield frame.with_columns(
+        row=pl.Series(kept, dtype=pl.UInt32),
+        invalid_features=pl.Series(invalid, dtype=pl.List(pl.String)),
+    )
+
+
+def _load(batch: _Batch, row: int) -> dict[str, Any] | None:
+    line = batch.lines[row]
+    try:
+        obj = orjson.loads(line)
+    except orjson.JSONDecodeError as strict:
+        try:
+            obj = json.loads(line.decode("utf-8"))  # takes NaN and Infinity, which many producers write
+        except (ValueError, RecursionError):
+            batch.reject(row, RejectReason.NOT_JSON, str(strict)[:200])
+            return None
+    if not isinstance(obj, dict):
+        batch.reject(row, RejectReason.NOT_AN_OBJECT, f"a JSON {type(obj).__name__}")
+        return None
+    return obj
+
+
+def _canonical(obj: dict[str, Any], stream: Stream, schema: ModelSchema) -> tuple[dict[str, Any], list[str]]:
+    """The same event in the strict shape the typed parser takes, and the names of its broken features."""
+    clean: dict[str, Any] = {k: _text(obj.get(k)) for k in ("prediction_id", "model", "ts")}
+    outcome = "prediction" if stream is Stream.PREDICTIONS else "label"
+    value = obj.get(outcome)
+    clean[outcome] = _number(value) if schema.task is Task.REGRESSION else _text(value)
+    if stream is Stream.LABELS:
+        clean["prediction_ts"] = _text(obj.get("prediction_ts"))
+        return clean, []
+    clean["model_version"] = _text(obj.get("model_version"))
+    clean["latency_ms"] = _number(obj.get("latency_ms"))
+    clean["score"] = _score(obj.get("score"), schema)
+    segment = obj.get("segment")
+    if isinstance(segment, dict):
+        clean["segment"] = {s: _text(segment.get(s)) for s in schema.segments}
+    given = obj.get("features")
+    values = given if isinstance(given, dict) else {}
+    features, broken = {}, []
+    for feature in schema.features:
+        raw = values.get(feature.name)
+        clean_value = _feature(raw, feature.kind)
+        features[feature.name] = clean_value
+        if raw is not None and clean_value is None:
+            broken.append(feature.name)
+    if given is not None and not isinstance(given, dict):
+        broken = [f.name for f in schema.features]
+    clean["features"] = features
+    return clean, broken
+
+
+def _feature(value: Any, kind: FeatureKind) -> float | str | bool | None:
+    match kind:
+        case FeatureKind.NUMBER:
+            return None if isinstance(value, bool) else _number(value)
+        case FeatureKind.CATEGORY:
+            return _text(value)
+        case FeatureKind.BOOL:
+            return value if isinstance(value, bool) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite float from a JSON number or a string that spells one; None otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: Any) -> str | None:
+    """A string from a JSON scalar, spelled as the typed parser spells it; None for null, objects, lists, NaN."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:  # a lone surrogate: cannot be stored
+            return value.encode("utf-8", "replace").decode("utf-8")
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**300 else None
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+    return None
+
+
+def _score(value: Any, schema: ModelSchema) -> float | dict[str, float | None] | None:
+    match schema.task:
+        case Task.BINARY:
+            return _number(value.get(schema.positive) if isinstance(value, dict) else value)
+        case Task.MULTICLASS:
+            return {c: _number(value.get(c)) for c in schema.classes} if isinstance(value, dict) else None
+        case Task.REGRESSION:
+            return None
+
+
+def _time(column: str) -> pl.Expr:
+    """RFC 3339 text or epoch milliseconds -> UTC microseconds; null where it is neither."""
+    text = pl.col(column)
+    epoch = text.str.extract(r"^(-?\d{1,15})(?:\.\d+)?$").cast(pl.Int64, strict=False)
+    return pl.coalesce(
+        text.str.to_datetime("%+", time_unit="us", strict=False).cast(_UTC_US),
+        (epoch * 1000).cast(_UTC_US),
+    )
+
+
+def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limits) -> pl.DataFrame:
+    """Drop and record what breaks the contract; the first reason of each row counts."""
+    outcome = "prediction" if batch.stream is Stream.PREDICTIONS else "label"
+    missing = RejectReason.NO_PREDICTION if outcome == "prediction" else RejectReason.NO_LABEL
+    earliest, latest = limits.now - limits.max_age, limits.now + limits.max_future
+    wrong_outcome = pl.col(outcome).is_null()
+    if schema.task is Task.REGRESSION:
+        wrong_outcome = wrong_outcome | ~pl.col(outcome).is_finite()
+    else:
+        wrong_outcome = wrong_outcome | (pl.col(outcome) == "")
+    frame = frame.with_columns(at=_time("ts")).with_columns(
+        why=pl.when(pl.col("prediction_id").fill_null("") == "")
+        .then(pl.lit(RejectReason.NO_ID.value))
+        .when(pl.col("model").fill_null("") != schema.model)
+        .then(pl.lit(RejectReason.UNKNOWN_MODEL.value))
+        .when(pl.col("at").is_null())
+        .then(pl.lit(RejectReason.NO_TIMESTAMP.value))
+        .when(pl.col("at") < earliest)
+        .then(pl.lit(RejectReason.TOO_OLD.value))
+        .when(pl.col("at") > latest)
+        .then(pl.lit(RejectReason.IN_FUTURE.value))
+        .when(wrong_outcome)
+        .then(pl.lit(missing.value))
+    )
+    bad = frame.filter(pl.col("why").is_not_null())
+    for row, why, model, ts in bad.select("row", "why", "model", "ts").iter_rows():
+        if why == RejectReason.UNKNOWN_MODEL.value:
+            _reject_model(batch, [row], model)
+        else:
+            batch.reject(row, RejectReason(why), f"ts {ts!r}"[:120] if "ts" in _SHOW.get(why, "") else "")
+    return frame.filter(pl.col("why").is_null()).drop("why")
+
+
+_SHOW = {
+    RejectReason.NO_TIMESTAMP.value: "ts",
+    RejectReason.TOO_OLD.value: "ts",
+    RejectReason.IN_FUTURE.value: "ts",
+}
+
+
+def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
+    rows = frame["row"].to_list()
+    columns = [
+        pl.col("prediction_id"),
+        pl.col("at").alias("ts"),
+        pl.col("at").dt.strftime("%Y-%m-%d").alias("date"),
+    ]
+    if batch.stream is Stream.LABELS:
+        columns += [pl.col("label"), _time("prediction_ts").alias("prediction_ts")]
+    else:
+        columns += [
+            pl.col("model_version").fill_null("unknown"),
+            pl.col("prediction"),
+            *_score_columns(schema),
+            pl.col("latency_ms"),
+            *(pl.col("segment").struct.field(s).alias(f"segment_{s}") for s in schema.segments),
+            *(_finite(pl.col("features").struct.field(f.name), f.kind).alias(f.column) for f in schema.features),
+            pl.col("invalid_features"),
+        ]
+    return frame.select(
+        *columns,
+        source_partition=pl.Series([batch.partitions[r] for r in rows], dtype=pl.String),
+        source_offset=pl.Series([batch.offsets[r] for r in rows], dtype=pl.Int64),
+    )
+
+
+def _finite(column: pl.Expr, kind: FeatureKind) -> pl.Expr:
+    return column if kind is not FeatureKind.NUMBER else column.fill_nan(None)
+
+
+def _score_columns(schema: ModelSchema) -> list[pl.Expr]:
+    match schema.task:
+        case Task.BINARY:
+            return [pl.col("score")]
+        case Task.MULTICLASS:
+            return [pl.col("score").struct.field(c).alias(f"score_{c}") for c in schema.classes]
+        case Task.REGRESSION:
+            return []
+
+
+_FIELDS = {
+    Stream.PREDICTIONS: {
+        "prediction_id", "model", "model_version", "ts", "features", "prediction", "score", "latency_ms", "segment",
+    },
+    Stream.LABELS: {"prediction_id", "model", "ts", "label", "prediction_ts"},
+}  # fmt: skip
+
+
+def _unknown_fields(batch: _Batch, rows: list[int], schema: ModelSchema) -> int:
+    known_features = {f.name for f in schema.features}
+    count = 0
+    for row in rows[::SAMPLE_EVERY]:
+        try:
+            obj = orjson.loads(batch.lines[row])
+        except orjson.JSONDecodeError:
+            continue
+        count += len(obj.keys() - _FIELDS[batch.stream])
+        features = obj.get("features")
+        if batch.stream is Stream.PREDICTIONS and isinstance(features, dict):
+            count += len(features.keys() - known_features)
+    return count
+
+
+def dead_letter_frame(rejected: Sequence[Rejected], now: datetime) -> pl.DataFrame:
+    """Rejects as rows of the dead-letter table; also its table schema when `rejected` is empty."""
+    return pl.DataFrame(
+        {
+            "received_at": [now.astimezone(UTC)] * len(rejected),
+            "date": [f"{now:%Y-%m-%d}"] * len(rejected),
+            "stream": [r.stream.value for r in rejected],
+            "reason": [r.reason.value for r in rejected],
+            "detail": [r.detail for r in rejected],
+            "payload": [r.payload for r in rejected],
+            "source_partition": [r.partition for r in rejected],
+            "source_offset": [r.offset for r in rejected],
+        },
+        schema={
+            "received_at": _UTC_US,
+            "date": pl.String,
+            "stream": pl.String,
+            "reason": pl.String,
+            "detail": pl.String,
+            "payload": pl.Binary,
+            "source_partition": pl.String,
+            "source_offset": pl.Int64,
+        },
+    )

@@ -1,0 +1,65 @@
+"""One number about one window: what every later step reasons about.
+
+Invariant: a value that could not be computed is None with a reason, never NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Measure(StrEnum):
+    FEATURE_DRIFT = "feature_drift"
+    DRIFT_SHARE = "drift_share"
+    PREDICTION_DRIFT = "prediction_drift"
+    LABEL_DRIFT = "label_drift"
+    PERFORMANCE = "performance"
+    PERFORMANCE_DROP = "performance_drop"
+    MISSING_SHARE = "missing_share"
+    UNSEEN_SHARE = "unseen_share"
+    OUT_OF_RANGE_SHARE = "out_of_range_share"
+    INVALID_SHARE = "invalid_share"
+    VOLUME = "volume"
+    LATENCY_P50 = "latency_p50"
+    LATENCY_P95 = "latency_p95"
+    LATENCY_P99 = "latency_p99"
+    LABEL_COVERAGE = "label_coverage"
+    LABEL_DELAY = "label_delay"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A measured value.
+
+    Shares are in [0, 1], latencies and label delay in seconds, volume in rows. `performance_drop` is how much
+    worse than the reference the metric is (positive = worse, whichever way the metric runs).
+    `drifted` and `threshold` are set for drift measures only; `value` is then the test's p-value or distance.
+    """
+
+    measure: Measure
+    value: float | None
+    rows: int
+    feature: str = ""
+    metric: str = ""
+    segment: str = ""
+    method: str = ""
+    threshold: float | None = None
+    drifted: bool | None = None
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells this measurement from the others of its window."""
+        return (self.measure.value, self.feature, self.metric, self.segment)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WindowKey:
+    """A tumbling event-time window `[start, end)` of one model version (aware UTC)."""
+
+    model: str
+    version: str
+    start: datetime
+    end: datetime

@@ -1,0 +1,265 @@
+"""Every Prometheus name driftd exports, in one class.
+
+Invariant: names are literal, label values come from configuration or enums only, and series that are known from the
+configuration exist from the start. A value that is undefined removes its series' sample from `valid`, never writes NaN.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from monitor.events import RejectReason
+from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.rules import Phase, Rule
+from monitor.sources import Stream
+from monitor.triggers import SuppressReason
+from retrain.request import TriggerKind
+from retrain.states import JobState
+
+SERIES_BUDGET = 2000
+"""Measurement series exported per model at most; the rest is counted in `driftd_series_dropped_total`."""
+
+_NAMES: Mapping[Measure, tuple[str, str]] = {
+    Measure.FEATURE_DRIFT: ("driftd_feature_drift_score", "Drift score of a feature, by its method"),
+    Measure.DRIFT_SHARE: ("driftd_drift_share_ratio", "Drifted features over features"),
+    Measure.PREDICTION_DRIFT: ("driftd_prediction_drift_score", "Drift score of the predictions"),
+    Measure.LABEL_DRIFT: ("driftd_label_drift_score", "Drift score of the labels"),
+    Measure.PERFORMANCE: ("driftd_performance_score", "Model quality by metric, on labelled rows"),
+    Measure.PERFORMANCE_DROP: (
+        "driftd_performance_drop_score",
+        "How much worse than the reference (positive)",
+    ),
+    Measure.MISSING_SHARE: ("driftd_missing_ratio", "Rows without a usable value"),
+    Measure.UNSEEN_SHARE: ("driftd_unseen_ratio", "Values that the reference does not know"),
+    Measure.OUT_OF_RANGE_SHARE: ("driftd_out_of_range_ratio", "Values outside the reference's range"),
+    Measure.INVALID_SHARE: ("driftd_invalid_ratio", "Rows whose value was broken"),
+    Measure.VOLUME: ("driftd_window_rows", "Predictions in the window"),
+    Measure.LATENCY_P50: ("driftd_prediction_latency_p50_seconds", "Median prediction latency"),
+    Measure.LATENCY_P95: ("driftd_prediction_latency_p95_seconds", "95th percentile of prediction latency"),
+    Measure.LATENCY_P99: ("driftd_prediction_latency_p99_seconds", "99th percentile of prediction latency"),
+    Measure.LABEL_COVERAGE: ("driftd_label_coverage_ratio", "Labelled predictions over predictions"),
+    Measure.LABEL_DELAY: ("driftd_label_delay_seconds", "Median delay between a prediction and its label"),
+}
+_LABELS: Mapping[Measure, tuple[str, ...]] = {
+    Measure.FEATURE_DRIFT: ("feature",),
+    Measure.MISSING_SHARE: ("feature",),
+    Measure.UNSEEN_SHARE: ("feature",),
+    Measure.OUT_OF_RANGE_SHARE: ("feature",),
+    Measure.INVALID_SHARE: ("feature",),
+    Measure.PERFORMANCE: ("metric", "segment"),
+    Measure.PERFORMANCE_DROP: ("metric", "segment"),
+}
+
+
+class MeasurementCollector(Collector):
+    """The newest measured window of each model version, as gauges; one family per measure."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[tuple[str, tuple[str, str, str, str]], tuple[Measurement, str]]] = {}
+        self._windows: dict[tuple[str, str], float] = {}
+
+    def update(self, key: WindowKey, measurements: Iterable[Measurement]) -> int:
+        """Take over a window's measurements. Returns how many were dropped for the series budget."""
+        values = dict(self._values.get(key.model, {}))
+        dropped = 0
+        for m in measurements:
+            slot = (key.version, m.key)
+            if slot not in values and len(values) >= SERIES_BUDGET:
+                dropped += 1
+                continue
+            values[slot] = (m, key.version)
+        self._values[key.model] = values
+        self._windows[key.model, key.version] = key.end.timestamp()
+        return dropped
+
+    def retire(self, model: str, keep: set[str]) -> None:
+        """Forget the versions of a model that are not in `keep`."""
+        self._values[model] = {s: v for s, v in self._values.get(model, {}).items() if s[0] in keep}
+        self._windows = {k: v for k, v in self._windows.items() if k[0] != model or k[1] in keep}
+
+    def collect(self) -> Iterable[Metric]:
+        drifted = GaugeMetricFamily(
+            "driftd_feature_drifted",
+            "1 if the feature drifted by its method's threshold",
+            labels=("model", "version", "feature"),
+        )
+        undefined = GaugeMetricFamily(
+            "driftd_measurements_undefined",
+            "Measurements of the newest window without a value",
+            labels=("model", "version"),
+        )
+        for measure, (name, text) in _NAMES.items():
+            family = GaugeMetricFamily(name, text, labels=("model", "version", *_LABELS.get(measure, ())))
+            for model, values in list(self._values.items()):
+                for m, version in values.values():
+                    if m.measure is measure and m.value is not None:
+                        extra = [getattr(m, label) for label in _LABELS.get(measure, ())]
+                        family.add_metric([model, version, *extra], m.value)
+            yield family
+        for model, values in list(self._values.items()):
+            missing: dict[str, int] = {}
+            for m, version in values.values():
+                missing[version] = missing.get(version, 0) + (m.value is None)
+                if m.measure is Measure.FEATURE_DRIFT and m.drifted is not None:
+                    drifted.add_metric([model, version, m.feature], float(m.drifted))
+            for version, count in missing.items():
+                undefined.add_metric([model, version], count)
+        yield drifted
+        yield undefined
+        window = GaugeMetricFamily(
+            "driftd_window_end_timestamp_seconds",
+            "End of the newest measured window (event time)",
+            labels=("model", "version"),
+        )
+        for (model, version), end in list(self._windows.items()):
+            window.add_metric([model, version], end)
+        yield window
+
+
+class Metrics:
+    """One instance per daemon, on its own registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None):
+        r = self.registry = registry or CollectorRegistry()
+        self.measurements = MeasurementCollector()
+        r.register(self.measurements)
+        self.build_info = Gauge("driftd_build_info", "Versions", ("version", "python"), registry=r)
+        self.config_info = Gauge("driftd_config_info", "Digest of the config in force", ("digest",), registry=r)
+        self.config_reloads = Counter("driftd_config_reloads", "Reloads by outcome", ("outcome",), registry=r)
+        self.config_ok = Gauge(
+            "driftd_config_last_reload_successful", "0 after a reload that was refused", registry=r
+        )
+        self.ready = Gauge("driftd_ready", "1 if the component works", ("component",), registry=r)
+        self.leader = Gauge("driftd_leader", "1 on the replica that evaluates", registry=r)
+
+        self.events = Counter("driftd_events", "Events appended to the lake", ("model", "stream"), registry=r)
+        self.dead_letters = Counter(
+            "driftd_dead_letters", "Records that are no events", ("stream", "reason"), registry=r
+        )
+        self.unknown_fields = Counter(
+            "driftd_unknown_fields_sampled", "Unknown fields in one record of 64", ("model",), registry=r
+        )
+        self.batches = Counter("driftd_ingest_batches", "Batches by outcome", ("outcome",), registry=r)
+        self.append_seconds = Histogram(
+            "driftd_ingest_batch_seconds",
+            "Time to decode and append a batch",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=r,
+        )
+        self.ingested_at = Gauge("driftd_ingest_last_append_timestamp_seconds", "Last append to the lake", registry=r)
+        self.lag = Gauge("driftd_source_lag", "Records (Kafka) or bytes (files) to read", ("partition",), registry=r)
+        self.paused = Gauge("driftd_source_paused", "1 while the lake is behind and the source waits", registry=r)
+        self.rebalances = Counter("driftd_source_rebalances", "Rebalances by kind", ("kind",), registry=r)
+        self.source_errors = Counter("driftd_source_errors", "Source failures by kind", ("kind",), registry=r)
+        self.offsets_lost = Counter(
+            "driftd_source_offset_resets", "Partitions whose retention passed the group by", registry=r
+        )
+
+        self.tick_seconds = Histogram(
+            "driftd_tick_seconds",
+            "Time of one evaluation tick",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+            registry=r,
+        )
+        self.ticks = Counter("driftd_ticks", "Evaluation ticks by outcome", ("outcome",), registry=r)
+        self.ticked_at = Gauge("driftd_tick_last_success_timestamp_seconds", "Last good tick", registry=r)
+        self.outcomes = Counter("driftd_outcomes", "Labels joined with their prediction", ("model",), registry=r)
+        self.pending_labels = Gauge(
+            "driftd_labels_pending", "Labels waiting for their prediction", ("model",), registry=r
+        )
+        self.orphan_labels = Counter(
+            "driftd_labels_orphaned",
+            "Labels given up: no prediction within max_delay",
+            ("model",),
+            registry=r,
+        )
+        self.late_rows = Counter(
+            "driftd_late_rows", "Predictions that came after their window closed", ("model",), registry=r
+        )
+        self.windows = Counter("driftd_windows_measured", "Windows measured", ("model", "kind"), registry=r)
+        self.measure_seconds = Histogram(
+            "driftd_window_measure_seconds",
+            "Time to measure one window",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=r,
+        )
+        self.watermark = Gauge(
+            "driftd_watermark_timestamp_seconds", "Event time complete up to here", ("model",), registry=r
+        )
+        self.series_dropped = Counter(
+            "driftd_series_dropped", "Measurement series above the budget", ("model",), registry=r
+        )
+
+        self.rule_phase = Gauge(
+            "driftd_rule_phase", "1 for the phase the rule is in", ("model", "rule", "phase"), registry=r
+        )
+        self.rule_value = Gauge("driftd_rule_value", "Value the rule judged last", ("model", "rule"), registry=r)
+        self.rule_threshold = Gauge(
+            "driftd_rule_threshold", "Threshold of the rule", ("model", "rule", "measure"), registry=r
+        )
+        self.rules_fired = Counter(
+            "driftd_rules_fired", "Transitions into firing", ("model", "rule", "severity"), registry=r
+        )
+        self.requests = Counter(
+            "driftd_retrain_requests", "Retrain requests by trigger", ("model", "trigger"), registry=r
+        )
+        self.suppressed = Counter(
+            "driftd_retrain_suppressed", "Retrains wanted and not requested", ("model", "reason"), registry=r
+        )
+        self.jobs = Gauge("driftd_jobs", "Retrain jobs by state", ("model", "state"), registry=r)
+        self.job_process_exits = Counter(
+            "driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r
+        )
+        self.maintenance = Counter(
+            "driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r
+        )
+
+    def declare(self, version: str, models: Mapping[str, Iterable[Rule]]) -> None:
+        """Create every series that is known from the configuration."""
+        self.build_info.labels(version, platform.python_version()).set(1)
+        for outcome in ("ok", "failed"):
+            for counter in (
+                self.batches,
+                self.ticks,
+                self.config_reloads,
+                self.maintenance,
+                self.job_process_exits,
+            ):
+                counter.labels(outcome)
+        for stream in Stream:
+            for reason in RejectReason:
+                self.dead_letters.labels(stream.value, reason.value)
+        for model, rules in models.items():
+            for stream in Stream:
+                self.events.labels(model, stream.value)
+            for per_model in (
+                self.unknown_fields, self.outcomes, self.pending_labels, self.orphan_labels, self.late_rows,
+                self.series_dropped,
+            ):  # fmt: skip
+                per_model.labels(model)
+            for kind in ("drift", "performance"):
+                self.windows.labels(model, kind)
+            for reason in SuppressReason:
+                self.suppressed.labels(model, reason.value)
+            for trigger in TriggerKind:
+                self.requests.labels(model, trigger.value)
+            for state in JobState:
+                self.jobs.labels(model, state.value)
+            for rule in rules:
+                self.rules_fired.labels(model, rule.name, rule.severity.value)
+                threshold = rule.above if rule.above is not None else rule.below
+                if threshold is not None:
+                    self.rule_threshold.labels(model, rule.name, rule.measure.value).set(threshold)
+                self.set_phase(model, rule.name, Phase.INACTIVE)
+
+    def set_phase(self, model: str, rule: str, phase: Phase) -> None:
+        for p in Phase:
+            self.rule_phase.labels(model, rule, p.value).set(float(p is phase))
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""driftd, acting: request -> snapshot -> train -> evaluate -> decide -> promote or reject, watch, roll back."""

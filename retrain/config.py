@@ -1,0 +1,107 @@
+"""The `retrain` section of a model's configuration, and the field types every section uses.
+
+Invariant: frozen and complete; nothing below the edge reads a default from anywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_duration(value: object) -> timedelta:
+    """`"90s"`, `"1h30m"`, `"7d"` -> timedelta. Raises ValueError naming the accepted form."""
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d|w))+", value):
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value)
+        return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in parts))
+    raise ValueError('must be a duration such as "30s", "5m", "1h30m" or "7d"')
+
+
+def format_duration(value: timedelta) -> str:
+    """timedelta -> the largest-units-first spelling that `parse_duration` reads back."""
+    milliseconds = round(value.total_seconds() * 1000)
+    text = ""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, milliseconds = divmod(milliseconds, round(_UNITS[unit] * 1000))
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"
+
+
+def parse_size(value: object) -> int:
+    """`"512MiB"`, `"4GiB"` -> bytes. Raises ValueError naming the accepted form."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value)):
+        return int(match[1]) * _SIZES[match[2]]
+    raise ValueError('must be a size such as "512MiB" or "4GiB"')
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no coercion, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class GatesConfig(Section):
+    """What a challenger must show before it may replace the champion."""
+
+    metric: str | None = Field(None, description="quality metric compared; the task's default when absent")
+    margin: float = Field(0.0, ge=0, description="the challenger must be better by this much, in the metric's units")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="confidence of the paired bootstrap interval of the difference"
+    )
+    bootstrap: int = Field(1000, ge=100, le=20_000, description="bootstrap resamples")
+    segment_tolerance: float = Field(
+        0.05, ge=0, description="no segment may be worse by more than this, in the metric's units"
+    )
+    segment_min_rows: int = Field(50, ge=1, description="segments with fewer holdout rows are not judged")
+    max_latency_ratio: float = Field(
+        3.0, gt=0, description="challenger's scoring time per row against the champion's, at most"
+    )
+
+
+class RetrainConfig(Section):
+    enabled: bool = Field(True, description="false: rules still fire, nothing is trained")
+    trainer: str = Field(
+        "retrain.trainers.default:train", description="`module:function` called with a frame and a context"
+    )
+    command: tuple[str, ...] | None = Field(
+        None, strict=False, description="a command to run instead of `trainer`; see docs/configuration.md"
+    )
+    parameters: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="passed to the trainer as `context.parameters`"
+    )
+    time_limit: Duration = Field(parse_duration("30m"), description="training is stopped after this long")
+    memory_limit: Size = Field(4 * 2**30, description="address-space growth the trainer may use")
+    min_rows: int = Field(500, ge=20, description="fewer labelled rows: the job is rejected, nothing is trained")
+    max_rows: int = Field(500_000, ge=100, description="newest labelled rows used at most, holdout included")
+    span: Duration | None = Field(None, description="labelled rows older than this (event time) are not used")
+    holdout_share: float = Field(0.25, gt=0, lt=0.9, description="newest share of the rows, never trained on")
+    holdout_min_rows: int = Field(200, ge=10, description="the holdout has at least this many rows")
+    seed: int = Field(0, description="seed of the trainer and of the bootstrap")
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a challenger that passed waits for `driftd approve`"
+    )
+    approval_timeout: Duration = Field(parse_duration("7d"), description="then a waiting challenger is rejected")
+    cooldown: Duration = Field(parse_duration("1h"), description="pause after a job ends before the next starts")
+    max_per_day: int = Field(4, ge=1, description="jobs started per UTC day, at most")
+    stop_after_rejected: int = Field(
+        3, ge=1, description="consecutive rejected or failed jobs after which rules start no more jobs"
+    )
+    watch_rows: int = Field(
+        1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"
+    )
+    gates: GatesConfig = GatesConfig()

@@ -1,0 +1,27 @@
+"""Errors that cross module borders in the acting half, by who must act.
+
+Invariant: `TransientError` is raised only by adapters (registry, lake, control database) and is retried in one
+place, `retrain.retry`; everything else here is a refusal that retrying cannot change.
+"""
+
+from __future__ import annotations
+
+
+class TransientError(Exception):
+    """Nobody need act: something outside is away for a while. The text says what, and what it answered."""
+
+
+class LostRace(Exception):
+    """The job was not in the state it was read in: somebody else moved it first."""
+
+
+class LeaseLost(Exception):
+    """Another process drives this job now; this one must stop touching it."""
+
+
+class UnknownJob(Exception):
+    """No job of that id."""
+
+
+class Refused(Exception):
+    """An operator asked for something the recorded state does not allow; the text says why."""

@@ -1,0 +1,173 @@
+"""Evaluation x Evaluation -> Promote | Reject(reasons).
+
+Invariant: pure; every gate is listed with its numbers whether it passed or not, and what cannot be measured does not
+pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from retrain.config import GatesConfig
+from retrain.evaluate import Evaluation
+from retrain.quality import LOWER_IS_BETTER, Comparison
+from retrain.schema import ModelSchema
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """`value` is held against `limit`; `interval` is the confidence interval of `value` where there is one."""
+
+    name: str
+    passed: bool
+    value: float | None
+    limit: float | None
+    detail: str
+    interval: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    gates: tuple[GateResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    gates: tuple[GateResult, ...]
+    reasons: tuple[str, ...]
+
+
+Decision = Promote | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeTest:
+    """The registered version, loaded again from the registry and asked to score holdout rows."""
+
+    passed: bool
+    detail: str
+
+
+def judge(
+    champion: Evaluation,
+    challenger: Evaluation,
+    comparison: Comparison,
+    schema: ModelSchema,
+    config: GatesConfig,
+) -> tuple[GateResult, ...]:
+    """Every gate that needs no registry."""
+    return (
+        _quality(champion, challenger, comparison, config),
+        *_segments(champion, challenger, comparison.metric, config),
+        _inputs(champion, challenger, schema),
+        _latency(champion, challenger, config),
+    )
+
+
+def decide(gates: Sequence[GateResult], smoke: SmokeTest | None) -> Decision:
+    """All gates passed, the smoke test too -> Promote. `smoke` is None when it was not worth running."""
+    results = tuple(gates)
+    if smoke is not None:
+        results = (*results, GateResult("smoke_test", smoke.passed, None, None, smoke.detail))
+    reasons = tuple(f"{g.name}: {g.detail}" for g in results if not g.passed)
+    if not reasons and smoke is None:
+        reasons = ("smoke_test: not run",)
+    return Reject(results, reasons) if reasons else Promote(results)
+
+
+def _quality(champion: Evaluation, challenger: Evaluation, comparison: Comparison, config: GatesConfig) -> GateResult:
+    name = comparison.metric
+    ours, theirs = challenger.metrics.get(name), champion.metrics.get(name)
+    if comparison.low is None or comparison.high is None or comparison.difference is None:
+        missing = champion.source if theirs is None else challenger.source
+        why = comparison.note if ours is not None and theirs is not None else f"cannot be measured for {missing}"
+        detail = f"{name} {why}; the challenger stays out"
+        return GateResult("quality", False, comparison.difference, config.margin, detail)
+    passed = comparison.low > config.margin
+    detail = (
+        f"{name} {_number(ours)} against {_number(theirs)} ({champion.source}): better by "
+        f"{comparison.difference:+.4g}, {comparison.confidence:.0%} interval "
+        f"[{comparison.low:+.4g}, {comparison.high:+.4g}] "
+        f"{'lies above' if passed else 'does not lie above'} {config.margin:g}"
+    )
+    if comparison.note:
+        detail += f" ({comparison.note})"
+    interval = (comparison.low, comparison.high)
+    return GateResult("quality", passed, comparison.difference, config.margin, detail, interval)
+
+
+def _segments(champion: Evaluation, challenger: Evaluation, metric: str, config: GatesConfig) -> list[GateResult]:
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    judged, failed, skipped = 0, [], 0
+    worst: float | None = None
+    for segment, theirs in champion.segments.items():
+        ours = challenger.segments.get(segment)
+        if theirs.rows < config.segment_min_rows or theirs.value is None:
+            skipped += 1
+            continue
+        judged += 1
+        if ours is None or ours.value is None:
+            detail = f"{segment}: {metric} cannot be measured for the challenger"
+            failed.append(GateResult("segment", False, None, -config.segment_tolerance, detail))
+            continue
+        difference = sign * (ours.value - theirs.value)
+        worst = difference if worst is None else min(worst, difference)
+        if difference < -config.segment_tolerance:
+            detail = (
+                f"{segment}: {metric} {ours.value:.4g} against {theirs.value:.4g} on {ours.rows} rows is worse by "
+                f"{-difference:.4g}, {config.segment_tolerance:g} is allowed"
+            )
+            failed.append(GateResult("segment", False, difference, -config.segment_tolerance, detail))
+    if failed:
+        return failed
+    detail = f"{judged} segments judged, none worse than allowed"
+    detail += f"; {skipped} too small or undefined" if skipped else ""
+    return [GateResult("segment", True, worst, -config.segment_tolerance, detail)]
+
+
+def _inputs(champion: Evaluation, challenger: Evaluation, schema: ModelSchema) -> GateResult:
+    expected = {f.name: f.kind.value for f in schema.features}
+    problems = []
+    if challenger.inputs is None:
+        problems.append("the challenger has no signature")
+    else:
+        problems += _differences("the configured schema", expected, challenger.inputs)
+        if champion.inputs is not None:
+            problems += _differences("the champion", champion.inputs, challenger.inputs)
+    detail = "; ".join(problems) or "inputs equal to the schema" + (" and the champion's" if champion.inputs else "")
+    return GateResult("signature", not problems, None, None, detail)
+
+
+def _differences(of: str, expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    problems = []
+    if absent := sorted(set(expected) - set(found)):
+        problems.append(f"lacks {', '.join(absent)} of {of}")
+    if extra := sorted(set(found) - set(expected)):
+        problems.append(f"takes {', '.join(extra)}, unknown to {of}")
+    for name in sorted(set(expected) & set(found)):
+        if expected[name] != found[name]:
+            problems.append(f"takes {name} as {found[name]}, {of} as {expected[name]}")
+    return problems
+
+
+def _latency(champion: Evaluation, challenger: Evaluation, config: GatesConfig) -> GateResult:
+    ours, theirs = challenger.seconds_per_row, champion.seconds_per_row
+    if theirs is None or theirs <= 0:
+        return GateResult(
+            "latency", True, None, config.max_latency_ratio, f"no time to compare with: {champion.source}"
+        )
+    if ours is None:
+        return GateResult("latency", False, None, config.max_latency_ratio, "the challenger was not timed")
+    ratio = ours / theirs
+    passed = ratio <= config.max_latency_ratio
+    detail = f"{ours * 1e6:.3g} us per row, {ratio:.2f} times the champion's; {config.max_latency_ratio:g} is allowed"
+    return GateResult("latency", passed, ratio, config.max_latency_ratio, detail)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"

@@ -1,0 +1,161 @@
+"""Reads labelled rows from a model's `outcomes` table, at one version of it.
+
+Invariant: only the partitions that can hold the wanted rows are read; per prediction the label with the latest
+`label_ts` counts, and a prediction without a usable label is left out. A prediction and its corrections lie in the
+same `date` partition (that of the prediction's `ts`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from retrain.errors import TransientError
+from retrain.schema import ModelSchema, Task
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """`rows` sorted by (ts, prediction_id). `dropped` counts rows left out because their label is unusable."""
+
+    rows: pl.DataFrame
+    version: int
+    predicate: str
+    dropped: int
+
+
+def open_outcomes(uri: str, version: int | None, storage_options: Mapping[str, str]) -> DeltaTable | None:
+    """The table at `version` (the newest when None); None when nothing was ever written there."""
+    try:
+        return DeltaTable(uri, version=version, storage_options=dict(storage_options) or None)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as exc:
+        raise TransientError(f"outcomes table: {exc}") from exc
+
+
+def partition_rows(table: DeltaTable) -> dict[str, int]:
+    """`date` -> rows stored (corrections included), newest first; from the log, no data is read."""
+    actions = pl.DataFrame(table.get_add_actions(flatten=True))
+    if actions.is_empty():
+        return {}
+    sums = actions.group_by(pl.col("partition.date").cast(pl.String)).agg(pl.col("num_records").sum())
+    return dict(sorted(sums.iter_rows(), reverse=True))
+
+
+def newest_labelled(
+    table: DeltaTable,
+    schema: ModelSchema,
+    *,
+    max_rows: int,
+    span: timedelta | None = None,
+    model_version: str | None = None,
+    since: date | None = None,
+) -> LabelledRows:
+    """The newest `max_rows` labelled rows by event time, none older than `span` before the newest of them; only of
+    `model_version` and of partitions from `since` on when given. Raises TransientError when the store is away."""
+    stored = {d: n for d, n in partition_rows(table).items() if since is None or d >= since.isoformat()}
+    dates = list(stored)
+    wanted, taken, found, dropped = max_rows, 0, pl.DataFrame(), 0
+    while True:
+        rows = 0
+        while taken < len(dates) and rows < wanted:
+            rows += stored[dates[taken]]
+            taken += 1
+        first = dates[taken - 1] if taken else ""
+        found, dropped = _read(table, schema, first, since, model_version)
+        enough = len(found) >= max_rows
+        if not enough and found.height and span is not None and taken < len(dates):
+            enough = date.fromisoformat(first) < (found["ts"].max() - span).date()  # type: ignore[operator]
+        if enough or taken >= len(dates):
+            break
+        wanted = max(max_rows - len(found), rows)  # corrections and unusable labels: look further back, doubling
+    predicate = f"date >= {first!r}" if first else "false"
+    if model_version is not None:
+        predicate += f" AND model_version = {model_version!r}"
+    if span is not None and found.height:
+        oldest = found["ts"].max() - span  # type: ignore[operator]
+        found = found.filter(pl.col("ts") > oldest)
+        predicate += f" AND ts > {oldest.isoformat()!r}"
+    predicate += f"; newest {max_rows}"
+    return LabelledRows(found.tail(max_rows), table.version(), predicate, dropped)
+
+
+def columns_of(schema: ModelSchema) -> list[str]:
+    """What a snapshot keeps of an outcome, in a fixed order."""
+    fixed = ["prediction_id", "model_version", "ts", "label", "prediction"]
+    return [*fixed, *schema.score_columns, *schema.segment_columns, *schema.feature_columns]
+
+
+def digest(rows: pl.DataFrame) -> str:
+    """sha256 over names, types, missing masks and plain little-endian values: the same whatever wrote the rows."""
+    seen = hashlib.sha256()
+    for column in rows.iter_columns():
+        values = column.cast(pl.Int64) if column.dtype.is_temporal() else column
+        seen.update(f"{column.name}:{_plain(column.dtype)}:{len(column)};".encode())
+        seen.update(np.packbits(values.is_null().to_numpy()).tobytes())
+        if values.dtype == pl.String:
+            values = values.fill_null("")
+            seen.update(values.str.len_bytes().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
+            seen.update("".join(values).encode())
+        elif values.dtype == pl.Boolean:
+            seen.update(np.packbits(values.fill_null(False).to_numpy()).tobytes())
+        else:
+            kind = "<i8" if values.dtype.is_integer() else "<f8"
+            seen.update(values.fill_null(0).to_numpy().astype(kind).tobytes())
+    return seen.hexdigest()
+
+
+def _plain(dtype: pl.DataType) -> str:
+    if dtype.is_integer() or dtype.is_temporal():
+        return "integer"
+    return "number" if dtype.is_float() else str(dtype)
+
+
+def _read(
+    table: DeltaTable, schema: ModelSchema, first: str, since: date | None, model_version: str | None
+) -> tuple[pl.DataFrame, int]:
+    numeric = schema.task is Task.REGRESSION
+    scan = pl.scan_delta(table)
+    names = scan.collect_schema().names()
+    wanted = columns_of(schema)
+    if absent := [c for c in ("prediction_id", "ts", "label", *schema.feature_columns) if c not in names]:
+        raise MissingColumns(f"the outcomes table has no column {', '.join(absent)}")
+    query = scan.filter(pl.col("date") >= first) if first else scan.filter(pl.lit(False))
+    if model_version is not None:
+        query = query.filter(pl.col("model_version").cast(pl.String) == model_version)
+    order = ["label_ts", "label"] if "label_ts" in names else ["label"]
+    query = (
+        query.select([c for c in [*wanted, "label_ts"] if c in names])
+        .sort("prediction_id", *order, nulls_last=False)
+        .unique("prediction_id", keep="last", maintain_order=True)
+    )
+    try:
+        rows = query.collect()
+    except (OSError, DeltaError, pl.exceptions.ComputeError) as exc:
+        raise TransientError(f"outcomes table: {exc}") from exc
+    rows = rows.with_columns(pl.lit(None, pl.String).alias(c) for c in wanted if c not in names)
+    label = pl.col("label").cast(pl.Float64 if numeric else pl.String, strict=False)
+    usable = label.is_finite() if numeric else label.is_in(list(schema.classes))
+    kept = rows.with_columns(label).filter(usable.fill_null(False)).sort("ts", "prediction_id").select(wanted)
+    return kept, len(rows) - len(kept)
+
+
+class MissingColumns(Exception):
+    """The table does not hold what the schema names: the job is rejected, saying so."""
+
+
+def timestamps(rows: pl.DataFrame) -> dict[str, Any]:
+    """First and last event time, ISO 8601."""
+    if rows.is_empty():
+        return {"first": None, "last": None}
+    first, last = rows["ts"].min(), rows["ts"].max()
+    return {"first": str(first), "last": str(last)}

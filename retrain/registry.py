@@ -1,0 +1,278 @@
+"""Runs, versions and aliases in MLflow; with `model_files`, the only module that imports it.
+
+Invariant: every call can be repeated after a crash: runs and versions are found again by the job's tag. Trouble
+with the connection, and answers of 5xx, leave as `TransientError`; MLflow's own retries are cut short so that one
+back-off, ours, governs. MLflow has no compare-and-set for aliases: `promote` re-reads before it writes, and what
+happens in between (milliseconds) is last-write-wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from retrain.errors import TransientError
+from retrain.model_files import LoadedModel, load_model
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+JOB_TAG = "driftd.job_id"
+MODEL_PATH = "model"
+REFERENCE_PATH = "reference/reference.parquet"
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0.1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    version: str
+    previous: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The champion is not the version the challenger was compared with; nothing was moved."""
+
+    expected: str | None
+    found: str | None
+
+
+class Registry:
+    """One MLflow tracking server or local store (`sqlite:///path`), which is its registry too."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+
+    @cached_property
+    def _client(self) -> Any:
+        mlflow = import_mlflow()
+        return mlflow.MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+
+    # -- runs
+
+    def open_run(self, experiment: str, job_id: str, tags: Mapping[str, str]) -> str:
+        """Id of the job's run, created when there is none yet."""
+        with self._talking() as client:
+            experiment_id = self._experiment(client, experiment)
+            found = client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{_quoted(job_id)}'", max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            everything = {JOB_TAG: job_id, **{k: v[:5000] for k, v in tags.items()}}
+            run = client.create_run(experiment_id, tags=everything, run_name=job_id[:200])
+            return str(run.info.run_id)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        at_ms: int,
+        params: Mapping[str, object] = {},  # noqa: B006 - never written to
+        metrics: Mapping[str, float | None] = {},  # noqa: B006
+        tags: Mapping[str, str] = {},  # noqa: B006
+    ) -> None:
+        """Logs what is given; the same again, with the same `at_ms`, changes nothing."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        with self._talking() as client:
+            client.log_batch(
+                run_id,
+                [Metric(k, float(v), at_ms, 0) for k, v in metrics.items() if v is not None],
+                [Param(k, str(v)[:5000]) for k, v in params.items()],
+                [RunTag(k, v[:5000]) for k, v in tags.items()],
+            )
+
+    def log_files(self, run_id: str, path: Path, artifact_path: str | None = None) -> None:
+        """A file, or everything in a folder. Written again, it replaces what was there."""
+        with self._talking() as client:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), artifact_path)
+            else:
+                client.log_artifact(run_id, str(path), artifact_path)
+
+    def end_run(self, run_id: str, status: str = "FINISHED") -> None:
+        with self._talking() as client:
+            client.set_terminated(run_id, status)
+
+    # -- versions
+
+    def register(self, name: str, run_id: str, tags: Mapping[str, str]) -> str:
+        """The version made of the run's logged model; the one already registered when there is one."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                client.create_registered_model(name)
+            except MlflowException as exc:
+                if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            wanted = f"name = '{_quoted(name)}' and run_id = '{run_id}'"
+            if found := client.search_model_versions(wanted):
+                return str(found[0].version)
+            source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
+            made = client.create_model_version(
+                name, source, run_id, tags={k: v[:5000] for k, v in tags.items()}, await_creation_for=60
+            )
+            return str(made.version)
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        with self._talking() as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, version, key, value[:5000])
+
+    def resolve_alias(self, name: str, alias: str) -> str | None:
+        """The version an alias points at; None without the alias or the model."""
+        with self._talking() as client:
+            return _alias(client, name, alias)
+
+    def set_alias(self, name: str, alias: str, version: str | None) -> None:
+        """None removes the alias."""
+        with self._talking() as client:
+            if version is not None:
+                client.set_registered_model_alias(name, alias, version)
+            elif _alias(client, name, alias) is not None:
+                client.delete_registered_model_alias(name, alias)
+
+    def promote(self, name: str, version: str, compared_with: str | None) -> Promoted | Conflict:
+        """Moves `champion` to `version` and `previous` to what it was, if that still is `compared_with`. Done
+        already (a crash after the move): completed and answered the same."""
+        with self._talking() as client:
+            found = _alias(client, name, CHAMPION)
+            if found not in (compared_with, version):
+                return Conflict(compared_with, found)
+            if compared_with is not None and compared_with != version:
+                client.set_registered_model_alias(name, PREVIOUS, compared_with)
+            client.set_registered_model_alias(name, CHAMPION, version)
+            if _alias(client, name, CHALLENGER) == version:
+                client.delete_registered_model_alias(name, CHALLENGER)
+            return Promoted(version, compared_with)
+
+    def fetch_model(self, name: str, version: str, folder: Path, trusted: tuple[str, ...] = ()) -> LoadedModel:
+        """Downloads a version and loads it. Raises model_files.UnusableModel when it may not or cannot be loaded."""
+        with self._talking() as client:
+            source = client.get_model_version_download_uri(name, version)
+            return load_model(self._download(source, folder), trusted)
+
+    def fetch_reference(self, name: str, version: str, folder: Path) -> Path | None:
+        """Downloads the reference logged with a version; None when its run has none."""
+        with self._talking() as client:
+            run_id = client.get_model_version(name, version).run_id
+            if not run_id or not client.list_artifacts(run_id, str(Path(REFERENCE_PATH).parent)):
+                return None
+            source = f"{client.get_run(run_id).info.artifact_uri}/{REFERENCE_PATH}"
+            return self._download(source, folder)
+
+    # -- inside
+
+    def _download(self, source: str, folder: Path) -> Path:
+        import_mlflow()
+        from mlflow.artifacts import download_artifacts
+
+        folder.mkdir(parents=True, exist_ok=True)
+        found = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=self.tracking_uri)
+        return Path(found)
+
+    def _experiment(self, client: Any, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (found := client.get_experiment_by_name(name)) is not None:
+            return str(found.experiment_id)
+        location = None
+        if self.tracking_uri.startswith("sqlite:///"):  # beside the database, not in whatever folder runs the job
+            database = Path(self.tracking_uri.removeprefix("sqlite:///")).absolute()
+            location = (database.parent / "artifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as exc:
+            if exc.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(client.get_experiment_by_name(name).experiment_id)
+
+    @contextmanager
+    def _talking(self) -> Iterator[Any]:
+        import_mlflow()
+        import requests
+        import urllib3
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of MLflow, about itself
+                yield self._client
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, OperationalError) as exc:
+            raise TransientError(f"{type(exc).__name__}: {exc}") from exc
+        except MlflowException as exc:
+            if exc.get_http_status_code() >= 500 or exc.get_http_status_code() == 429:
+                raise TransientError(str(exc)) from exc
+            raise
+
+
+def import_mlflow() -> Any:
+    """MLflow, quiet: no telemetry, no progress bars, no migration log, retries of its own cut short."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def resolve_alias(tracking_uri: str, name: str, alias: str = CHAMPION) -> str | None:
+    """Version behind an alias, None without one. Raises TransientError. Imports MLflow when called."""
+    return Registry(tracking_uri).resolve_alias(name, alias)
+
+
+def load_champion(
+    tracking_uri: str, name: str, folder: Path, trusted: tuple[str, ...] = ()
+) -> tuple[str, LoadedModel] | None:
+    """(version, model) behind `champion`, downloaded into `folder`; None without one. Raises TransientError,
+    model_files.UnusableModel."""
+    registry = Registry(tracking_uri)
+    version = registry.resolve_alias(name, CHAMPION)
+    return None if version is None else (version, registry.fetch_model(name, version, folder, trusted))
+
+
+def fetch_reference(tracking_uri: str, name: str, version: str, folder: Path) -> Path | None:
+    """The version's reference as a parquet file of lake columns, moved to `folder/<version>.parquet`; None without
+    one. Raises TransientError."""
+    found = Registry(tracking_uri).fetch_reference(name, version, folder / f"{version}.partial")
+    if found is None:
+        return None
+    target = folder / f"{version}.parquet"
+    found.replace(target)
+    shutil.rmtree(folder / f"{version}.partial", ignore_errors=True)
+    return target
+
+
+def _alias(client: Any, name: str, alias: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as exc:
+        if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    version = model.aliases.get(alias)
+    return None if version is None else str(version)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

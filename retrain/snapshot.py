@@ -1,0 +1,138 @@
+"""Lake version -> training rows + holdout + manifest, on disk in the job's folder.
+
+Invariant: every holdout row is strictly later than every training row; once the manifest is written, a resumed job
+reads exactly the same rows. Too little data is a value (`TooLittle`), not an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from retrain.outcomes import MissingColumns, digest, newest_labelled, open_outcomes, timestamps
+from retrain.provenance import code_digest
+from retrain.schema import Task
+from retrain.spec import JobSpec
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Files of one job and their manifest (JSON values: Delta version, predicate, rows, times, digests, schema)."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def train_path(self) -> Path:
+        return self.folder / "train.parquet"
+
+    @property
+    def holdout_path(self) -> Path:
+        return self.folder / "holdout.parquet"
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    def train(self) -> pl.DataFrame:
+        return pl.read_parquet(self.train_path)
+
+    def holdout(self) -> pl.DataFrame:
+        return pl.read_parquet(self.holdout_path)
+
+
+@dataclass(frozen=True, slots=True)
+class TooLittle:
+    reason: str
+
+
+def take_snapshot(
+    spec: JobSpec, storage_options: Mapping[str, str], version: int | None = None
+) -> Snapshot | TooLittle:
+    """Reads the outcomes at `version` (now the newest), or what an earlier run of this job has already written.
+    Raises TransientError when the store is away."""
+    if (existing := load_snapshot(spec)) is not None:
+        return existing
+    table = open_outcomes(spec.outcomes_uri, version, storage_options)
+    if table is None:
+        return TooLittle("no labelled rows yet: there is no outcomes table")
+    config = spec.config
+    try:
+        found = newest_labelled(table, spec.schema, max_rows=config.max_rows, span=config.span)
+    except MissingColumns as exc:
+        return TooLittle(str(exc))
+    parts = split(found.rows, spec)
+    if isinstance(parts, TooLittle):
+        return parts
+    source = {"delta_version": found.version, "predicate": found.predicate, "rows_dropped": found.dropped}
+    return write_snapshot(spec, *parts, source)
+
+
+def load_snapshot(spec: JobSpec) -> Snapshot | None:
+    path = spec.job_dir / MANIFEST
+    if not path.exists():
+        return None
+    snapshot = Snapshot(spec.job_dir, json.loads(path.read_text()))
+    return snapshot if snapshot.train_path.exists() and snapshot.holdout_path.exists() else None
+
+
+def split(rows: pl.DataFrame, spec: JobSpec) -> tuple[pl.DataFrame, pl.DataFrame] | TooLittle:
+    """(training rows, holdout) of rows sorted by (ts, prediction_id); rows that share the time of the first holdout
+    row belong to the holdout."""
+    config = spec.config
+    if len(rows) < config.min_rows:
+        return TooLittle(f"{len(rows)} labelled rows, min_rows is {config.min_rows}")
+    held = max(math.ceil(len(rows) * config.holdout_share), config.holdout_min_rows)
+    if held >= len(rows):
+        return TooLittle(f"{len(rows)} labelled rows leave none to train on after a holdout of {held}")
+    border = rows["ts"][len(rows) - held]
+    train, holdout = rows.filter(pl.col("ts") < border), rows.filter(pl.col("ts") >= border)
+    least = max(10, config.min_rows - held)
+    if len(train) < least:
+        return TooLittle(
+            f"{len(train)} labelled rows are earlier than the holdout, at least {least} are needed "
+            f"({len(holdout)} rows are not earlier than {border})"
+        )
+    if spec.schema.task is not Task.REGRESSION and train["label"].n_unique() < 2:
+        return TooLittle(f"all {len(train)} training rows have the label {train['label'][0]!r}")
+    return train, holdout
+
+
+def write_snapshot(spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, source: Mapping[str, Any]) -> Snapshot:
+    """Writes both parts, then the manifest, whose presence means that all is there."""
+    folder = spec.job_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    rows_digest = hashlib.sha256((digest(train) + digest(holdout)).encode()).hexdigest()
+    code = code_digest(spec.config)
+    together = f"{rows_digest}:{code}:{spec.config_digest}"
+    manifest = {
+        "outcomes": spec.outcomes_uri,
+        **source,
+        "rows_digest": rows_digest,
+        "code_digest": code,
+        "config_digest": spec.config_digest,
+        "fingerprint": hashlib.sha256(together.encode()).hexdigest(),
+        "train": {"rows": len(train), **timestamps(train)},
+        "holdout": {"rows": len(holdout), **timestamps(holdout)},
+        "schema": spec.schema.to_json(),
+    }
+    snapshot = Snapshot(folder, manifest)
+    train.write_parquet(snapshot.train_path)
+    holdout.write_parquet(snapshot.holdout_path)
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
+    return snapshot
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,101 @@
+"""JobSpec: everything one retrain job needs to know, as stored with the job.
+
+Invariant: immutable and free of secrets. A secret storage option is written `env:NAME` and is looked up in the job
+process's environment; a literal one, or a password inside a URI, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from retrain.config import RetrainConfig
+from retrain.request import RetrainRequest
+from retrain.schema import ModelSchema
+
+_SECRET = re.compile(r"secret|token|password|passwd|credential|account_key|service_account|sas_key", re.IGNORECASE)
+_OPERATIONAL = {
+    "enabled",
+    "time_limit",
+    "memory_limit",
+    "approval",
+    "approval_timeout",
+    "cooldown",
+    "max_per_day",
+    "stop_after_rejected",
+    "watch_rows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `environment` holds NAMES of variables
+    that the trainer may see besides the harmless ones (PATH, LANG, ...)."""
+
+    request: RetrainRequest
+    schema: ModelSchema
+    outcomes_uri: str
+    tracking_uri: str
+    registered_model: str
+    work_dir: str
+    config: RetrainConfig
+    storage_options: tuple[tuple[str, str], ...] = ()
+    environment: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.storage_options:
+            if _SECRET.search(name) and not value.startswith("env:"):
+                raise ValueError(f'storage option {name}: write "env:VARIABLE", secrets are not stored with a job')
+        for field, uri in (("tracking_uri", self.tracking_uri), ("outcomes_uri", self.outcomes_uri)):
+            if "://" in uri and urlsplit(uri).password:
+                raise ValueError(f"{field}: holds a password; pass it by environment variable instead")
+
+    @property
+    def job_dir(self) -> Path:
+        readable = re.sub(r"[^A-Za-z0-9_.-]", "-", self.request.id)[:60].strip(".") or "job"
+        return Path(self.work_dir) / f"{readable}-{hashlib.sha256(self.request.id.encode()).hexdigest()[:8]}"
+
+    @property
+    def config_digest(self) -> str:
+        """Digest of what changes the outcome of training or of the decision, not of what governs when it runs."""
+        dumped = self.config.model_dump(mode="json", exclude=_OPERATIONAL)
+        return hashlib.sha256(repr((sorted(dumped.items()), self.schema.to_json())).encode()).hexdigest()
+
+    def open_storage_options(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Storage options with `env:NAME` looked up. Raises KeyError naming the variable that is not set."""
+        return {
+            name: environ[value.removeprefix("env:")] if value.startswith("env:") else value
+            for name, value in self.storage_options
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "request": self.request.to_json(),
+            "schema": self.schema.to_json(),
+            "outcomes_uri": self.outcomes_uri,
+            "tracking_uri": self.tracking_uri,
+            "registered_model": self.registered_model,
+            "work_dir": self.work_dir,
+            "config": self.config.model_dump(mode="json"),
+            "storage_options": dict(self.storage_options),
+            "environment": list(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobSpec:
+        return cls(
+            request=RetrainRequest.from_json(data["request"]),
+            schema=ModelSchema.from_json(data["schema"]),
+            outcomes_uri=data["outcomes_uri"],
+            tracking_uri=data["tracking_uri"],
+            registered_model=data["registered_model"],
+            work_dir=data["work_dir"],
+            config=RetrainConfig.model_validate(data["config"]),
+            storage_options=tuple(sorted(data["storage_options"].items())),
+            environment=tuple(data["environment"]),
+        )

@@ -1,0 +1,357 @@
+"""The store of retrain jobs: who is in which state, since when, why, and who drives it.
+
+Invariant: a state changes only by compare-and-set on the state it was read in, together with its history row; a
+job is driven by at most one process, the holder of an unexpired lease. Time is always passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from retrain.database import create_tables, open_engine, reading, writing
+from retrain.errors import LeaseLost, LostRace, UnknownJob
+from retrain.spec import JobSpec
+from retrain.states import IN_FLIGHT, JobState, check_transition
+from retrain.tables import alias_history, job_history, jobs
+
+UNSUCCESSFUL = frozenset({JobState.REJECTED, JobState.FAILED, JobState.ROLLED_BACK})
+_in_flight = [s.value for s in IN_FLIGHT]
+
+
+class SubmitOutcome(StrEnum):
+    CREATED = "created"
+    EXISTING = "existing"
+    IN_FLIGHT = "in_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """`job_id` is the created or existing job, or the other job of the model that is still in flight."""
+
+    job_id: str
+    outcome: SubmitOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    id: str
+    model: str
+    state: JobState
+    spec: JobSpec
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    attempt: int
+    lease_owner: str | None
+    lease_until: datetime | None
+    fingerprint: str | None
+    waiting: str | None
+    approved_by: str | None
+    result: Mapping[str, Any]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    from_state: JobState | None
+    to_state: JobState
+    at: datetime
+    actor: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One move of a registry alias; `version` None means that the alias was removed."""
+
+    model: str
+    alias: str
+    version: str | None
+    previous_version: str | None
+    job_id: str | None
+    actor: str
+    at: datetime
+    reason: str
+
+
+def open_store(url: str) -> Store:
+    """Opens the control database and creates missing tables."""
+    engine = open_engine(url)
+    create_tables(engine)
+    return Store(engine)
+
+
+class Store:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    # -- submitting and reading
+
+    def submit(self, spec: JobSpec, now: datetime) -> Submission:
+        """Records a job in state `requested`. The same request id again, or a second job for a model that has one
+        in flight, records nothing."""
+        request = spec.request
+        values = {
+            "id": request.id,
+            "model": request.model,
+            "state": JobState.REQUESTED.value,
+            "spec": spec.to_json(),
+            "created_at": now,
+            "updated_at": now,
+            "result": {},
+        }
+        try:
+            with writing(self.engine) as connection:
+                connection.execute(insert(jobs).values(values))
+                detail = f"{request.trigger}: {request.reason}"
+                _record(connection, request.id, None, JobState.REQUESTED, now, request.trigger.value, detail)
+        except IntegrityError:
+            with reading(self.engine) as connection:
+                if connection.scalar(select(jobs.c.id).where(jobs.c.id == request.id)) is not None:
+                    return Submission(request.id, SubmitOutcome.EXISTING)
+                query = select(jobs.c.id).where(jobs.c.model == request.model, jobs.c.state.in_(_in_flight))
+                other = connection.scalar(query)
+            if other is None:  # it ended between the two statements
+                return self.submit(spec, now)
+            return Submission(other, SubmitOutcome.IN_FLIGHT)
+        return Submission(request.id, SubmitOutcome.CREATED)
+
+    def get(self, job_id: str) -> Job:
+        found = self._select(jobs.c.id == job_id)
+        if not found:
+            raise UnknownJob(f"no job {job_id!r}")
+        return found[0]
+
+    def list_jobs(
+        self, model: str | None = None, states: Collection[JobState] | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Newest first."""
+        where = [] if model is None else [jobs.c.model == model]
+        if states is not None:
+            where.append(jobs.c.state.in_([s.value for s in states]))
+        return self._select(*where, limit=limit)
+
+    def last_job(self, model: str) -> Job | None:
+        return next(iter(self.list_jobs(model, limit=1)), None)
+
+    def in_flight(self, model: str) -> Job | None:
+        return next(iter(self.list_jobs(model, IN_FLIGHT, limit=1)), None)
+
+    def last_ended(self, model: str) -> Job | None:
+        """The job that left the in-flight states last; `cooldown` counts from its `ended_at`."""
+        ended = self._select(jobs.c.model == model, jobs.c.ended_at.is_not(None), by=jobs.c.ended_at, limit=1)
+        return next(iter(ended), None)
+
+    def count_since(self, model: str, since: datetime) -> int:
+        """Jobs of the model created at or after `since` (the day's budget)."""
+        query = select(func.count()).where(jobs.c.model == model, jobs.c.created_at >= since)
+        with reading(self.engine) as connection:
+            return connection.scalar(query) or 0
+
+    def consecutive_unsuccessful(self, model: str) -> int:
+        """Newest ended jobs in a row that were rejected, failed or rolled back."""
+        query = (
+            select(jobs.c.state)
+            .where(jobs.c.model == model, jobs.c.ended_at.is_not(None))
+            .order_by(jobs.c.ended_at.desc(), jobs.c.created_at.desc())
+        )
+        count = 0
+        with reading(self.engine) as connection:
+            for state in connection.scalars(query):
+                if JobState(state) not in UNSUCCESSFUL:
+                    break
+                count += 1
+        return count
+
+    def drivable(self, now: datetime) -> list[Job]:
+        """Jobs that need a process and have none: in flight and not leased. One that awaits approval is listed
+        once it was approved or its time to wait is over."""
+        free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now)
+        found = self._select(jobs.c.state.in_(_in_flight), free, limit=1000)
+        return [job for job in found if job.state is not JobState.AWAITING_APPROVAL or approval_due(job, now)]
+
+    def history(self, job_id: str) -> list[Step]:
+        query = select(job_history).where(job_history.c.job_id == job_id).order_by(job_history.c.id)
+        with reading(self.engine) as connection:
+            return [
+                Step(
+                    None if r["from_state"] is None else JobState(r["from_state"]),
+                    JobState(r["to_state"]),
+                    r["at"],
+                    r["actor"],
+                    r["detail"],
+                )
+                for r in connection.execute(query).mappings()
+            ]
+
+    def trained_before(self, model: str, fingerprint: str, except_job: str) -> str | None:
+        """An earlier job of the model that trained on the same snapshot, code and config."""
+        query = (
+            select(jobs.c.id)
+            .join(job_history, job_history.c.job_id == jobs.c.id)
+            .where(
+                jobs.c.model == model,
+                jobs.c.fingerprint == fingerprint,
+                jobs.c.id != except_job,
+                job_history.c.to_state == JobState.EVALUATING.value,
+            )
+            .limit(1)
+        )
+        with reading(self.engine) as connection:
+            return connection.scalar(query)
+
+    # -- changing state
+
+    def advance(
+        self,
+        job_id: str,
+        from_state: JobState,
+        to_state: JobState,
+        detail: str,
+        now: datetime,
+        *,
+        owner: str | None = None,
+        actor: str = "job",
+        error: str | None = None,
+    ) -> None:
+        """One transition with its history row. Raises IllegalTransition, LostRace when the job is no longer in
+        `from_state`, LeaseLost when `owner` is given and does not hold the lease."""
+        check_transition(from_state, to_state)
+        values: dict[str, Any] = {"state": to_state.value, "updated_at": now, "waiting": None, "attempt": 0}
+        if from_state in IN_FLIGHT and to_state not in IN_FLIGHT:
+            values["ended_at"] = now
+        if error is not None:
+            values["error"] = error
+        with writing(self.engine) as connection:
+            changed = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner))
+                .values(values)
+            )
+            if changed.rowcount != 1:
+                state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
+                raise _refusal(job_id, state, from_state, to_state)
+            _record(connection, job_id, from_state, to_state, now, actor, detail)
+
+    def update(self, job_id: str, owner: str | None, **values: Any) -> None:
+        """Sets `result`, `fingerprint` or `waiting`. Raises LeaseLost when `owner` does not hold the lease."""
+        with writing(self.engine) as connection:
+            if (
+                connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount
+                != 1
+            ):
+                raise LeaseLost(f"job {job_id}: another process holds its lease")
+
+    def approve(self, job_id: str, actor: str, now: datetime) -> None:
+        """Records the approval; the job goes on when it is run again. Raises LostRace when it does not wait."""
+        waiting = JobState.AWAITING_APPROVAL
+        with writing(self.engine) as connection:
+            where = and_(jobs.c.id == job_id, jobs.c.state == waiting.value)
+            changed = connection.execute(update(jobs).where(where).values(approved_by=actor, updated_at=now))
+            if changed.rowcount != 1:
+                state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
+                raise _refusal(job_id, state, waiting, JobState.PROMOTED)
+            _record(connection, job_id, waiting, waiting, now, actor, "approved")
+
+    # -- leases
+
+    def acquire(self, job_id: str, owner: str, now: datetime, ttl: timedelta) -> bool:
+        """Takes the lease if it is free, expired or already `owner`'s; counts one attempt."""
+        free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now, jobs.c.lease_owner == owner)
+        values = {"lease_owner": owner, "lease_until": now + ttl, "attempt": jobs.c.attempt + 1}
+        with writing(self.engine) as connection:
+            return connection.execute(update(jobs).where(jobs.c.id == job_id, free).values(values)).rowcount == 1
+
+    def renew(self, job_id: str, owner: str, now: datetime, ttl: timedelta) -> bool:
+        """False: the lease expired and somebody else took it; the caller must stop."""
+        where = and_(jobs.c.id == job_id, jobs.c.lease_owner == owner)
+        with writing(self.engine) as connection:
+            return connection.execute(update(jobs).where(where).values(lease_until=now + ttl)).rowcount == 1
+
+    def release(self, job_id: str, owner: str) -> None:
+        """Gives the lease back; also for a daemon that saw the process of `owner` die."""
+        where = and_(jobs.c.id == job_id, jobs.c.lease_owner == owner)
+        with writing(self.engine) as connection:
+            connection.execute(update(jobs).where(where).values(lease_owner=None, lease_until=None))
+
+    # -- aliases
+
+    def record_alias(self, move: AliasMove) -> None:
+        """Appends one alias move; the same move by the same job again is recorded once."""
+        values = {name: getattr(move, name) for name in AliasMove.__dataclass_fields__}
+        try:
+            with writing(self.engine) as connection:
+                connection.execute(insert(alias_history).values(values))
+        except IntegrityError:
+            if move.job_id is None:
+                raise
+
+    def alias_moves(self, model: str, alias: str | None = None) -> list[AliasMove]:
+        """Newest first."""
+        query = select(alias_history).where(alias_history.c.model == model).order_by(alias_history.c.id.desc())
+        if alias is not None:
+            query = query.where(alias_history.c.alias == alias)
+        with reading(self.engine) as connection:
+            names = AliasMove.__dataclass_fields__
+            return [AliasMove(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
+
+    def _select(
+        self, *where: ColumnElement[bool], by: ColumnElement[Any] = jobs.c.created_at, limit: int = 1
+    ) -> list[Job]:
+        query = select(jobs).where(*where).order_by(by.desc(), jobs.c.id).limit(limit)
+        with reading(self.engine) as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+
+def approval_due(job: Job, now: datetime) -> bool:
+    """A waiting challenger was approved, or has waited `approval_timeout`."""
+    return job.approved_by is not None or now >= job.updated_at + job.spec.config.approval_timeout
+
+
+def _job(row: RowMapping) -> Job:
+    values = dict(row)
+    values |= {
+        "state": JobState(row["state"]),
+        "spec": JobSpec.from_json(row["spec"]),
+        "result": row["result"] or {},
+    }
+    return Job(**values)
+
+
+def _held(owner: str | None) -> list[ColumnElement[bool]]:
+    return [] if owner is None else [jobs.c.lease_owner == owner]
+
+
+def _refusal(job_id: str, state: str | None, wanted: JobState, to: JobState) -> Exception:
+    if state is None:
+        return UnknownJob(f"no job {job_id!r}")
+    if state == wanted.value:
+        return LeaseLost(f"job {job_id}: another process holds its lease")
+    return LostRace(f"job {job_id} cannot go from {wanted} to {to}: it is {state} by now")
+
+
+def _record(
+    connection: Connection,
+    job_id: str,
+    from_state: JobState | None,
+    to_state: JobState,
+    at: datetime,
+    actor: str,
+    detail: str,
+) -> None:
+    values = {
+        "job_id": job_id,
+        "from_state": None if from_state is None else from_state.value,
+        "to_state": to_state.value,
+        "at": at,
+        "actor": actor,
+        "detail": detail,
+    }
+    connection.execute(insert(job_history).values(values))

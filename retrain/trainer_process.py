@@ -1,0 +1,165 @@
+"""The process a trainer runs in: `python -m retrain.trainer_process request.json`, started by `retrain.trainer`.
+
+Invariant: limits are set before any of the user's code runs; a model is complete on disk before "ok" is reported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrain.frame import features_frame, labels_array
+from retrain.schema import ModelSchema, Task
+from retrain.snapshot import write_atomically
+from retrain.trainer import TrainContext
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+CHECKED_ROWS = 500
+
+
+class Nonsense(Exception):
+    """What the trainer returned is no model of this schema; the text says why."""
+
+
+def main(argv: Sequence[str]) -> int:
+    request = json.loads(Path(argv[1]).read_text())
+    _die_with_parent()
+    if request["command"] is not None:
+        return _run_command(request)
+    _limit_memory(request["memory_limit"], preload=True)
+    try:
+        train_and_save(request)
+    except MemoryError as exc:
+        report = {"status": "memory", "message": str(exc) or "MemoryError"}
+    except Nonsense as exc:
+        report = {"status": "nonsense", "message": str(exc)}
+    except BaseException as exc:  # noqa: BLE001 - SystemExit of the user's code included; reported, then exit 1
+        traceback.print_exc()
+        report = {"status": "raised", "message": traceback.format_exception_only(exc)[-1].strip()[:500]}
+    else:
+        report = {"status": "ok"}
+    write_atomically(Path(request["result"]), json.dumps(report))
+    return 0 if report["status"] == "ok" else 1
+
+
+def train_and_save(request: dict[str, Any]) -> None:
+    import pandas as pd
+    import polars as pl
+
+    from retrain.model_files import save_model, trusted_of
+
+    schema = ModelSchema.from_json(request["schema"])
+    rows = pl.read_parquet(request["train"])
+    frame = features_frame(rows, schema)
+    labels = pd.Series(labels_array(rows, schema), name="label")
+    module_name, _, function = request["trainer"].partition(":")
+    module = importlib.import_module(module_name)
+    context = TrainContext(schema, request["seed"], request["parameters"], Path(request["work_dir"]))
+    estimator = getattr(module, function)(frame, labels, context)
+    check_estimator(estimator, frame.head(CHECKED_ROWS), schema)
+    save_model(estimator, Path(request["model"]), schema, frame.head(5), trusted_of(module))
+
+
+def check_estimator(estimator: Any, frame: pd.DataFrame, schema: ModelSchema) -> None:
+    """Asks for predictions of a few training rows. Raises Nonsense."""
+    import numpy as np
+
+    if not callable(getattr(estimator, "predict", None)):
+        raise Nonsense(f"{type(estimator).__name__} has no predict")
+    values = np.asarray(estimator.predict(frame))
+    if values.shape != (len(frame),):
+        raise Nonsense(f"predict gives shape {values.shape} for {len(frame)} rows")
+    if schema.task is Task.REGRESSION:
+        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+            raise Nonsense("predict gives values that are no finite numbers")
+        return
+    unknown = sorted(set(map(str, values)) - set(schema.classes))
+    if unknown:
+        raise Nonsense(f"predict gives the unknown class {unknown[0]!r}; known: {', '.join(schema.classes)}")
+    if callable(getattr(estimator, "predict_proba", None)):
+        classes = [str(c) for c in getattr(estimator, "classes_", ())]
+        shape = np.asarray(estimator.predict_proba(frame)).shape
+        if shape != (len(frame), len(classes)) or not set(classes) <= set(schema.classes):
+            raise Nonsense(f"predict_proba gives shape {shape}, classes_ is {classes}")
+
+
+def _run_command(request: dict[str, Any]) -> int:
+    """Runs the program under the same limits in the same process group, then checks what it left."""
+    import subprocess
+
+    import polars as pl
+
+    from retrain.model_files import UnusableModel, load_model
+
+    schema = ModelSchema.from_json(request["schema"])
+    folder, model = Path(request["work_dir"]), Path(request["model"])
+    shutil.rmtree(model, ignore_errors=True)
+    rows = pl.read_parquet(request["train"])
+    named = rows.select("ts", "label", *(pl.col(f.column).alias(f.name) for f in schema.features))
+    named.write_parquet(folder / "command_train.parquet")
+    (folder / "schema.json").write_text(json.dumps(request["schema"]))
+    env = dict(os.environ) | {
+        "DRIFTD_TRAIN": str(folder / "command_train.parquet"),
+        "DRIFTD_SCHEMA": str(folder / "schema.json"),
+        "DRIFTD_PARAMETERS": json.dumps(request["parameters"]),
+        "DRIFTD_SEED": str(request["seed"]),
+        "DRIFTD_MODEL_OUT": str(model),
+    }
+    limit = request["memory_limit"]
+    done = subprocess.run(
+        request["command"],
+        env=env,
+        check=False,
+        preexec_fn=lambda: _limit_memory(limit),  # noqa: PLW1509 - no threads run in this process yet
+    )
+    if done.returncode < 0:
+        os.kill(os.getpid(), -done.returncode)
+    if done.returncode != 0:
+        return done.returncode
+    try:
+        frame = features_frame(rows.head(CHECKED_ROWS), schema)
+        check_estimator(load_model(model).estimator, frame, schema)
+    except (UnusableModel, Nonsense) as exc:
+        report = {"status": "nonsense", "message": str(exc)}
+    else:
+        report = {"status": "ok"}
+    write_atomically(Path(request["result"]), json.dumps(report))
+    return 0 if report["status"] == "ok" else 1
+
+
+def _limit_memory(growth: int, *, preload: bool = False) -> None:
+    """Limits private writable memory (RLIMIT_DATA) to what the libraries take plus `growth`. Not RLIMIT_AS: numpy,
+    OpenBLAS and Arrow reserve gigabytes of addresses that they never touch."""
+    if preload:
+        import mlflow.sklearn
+        import pandas
+        import polars
+        import sklearn.ensemble  # noqa: F401
+    used = 0
+    status = Path("/proc/self/status")
+    if status.exists():
+        used = int(next(line for line in status.read_text().splitlines() if line.startswith("VmData")).split()[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + growth, used * 1024 + growth))
+
+
+def _die_with_parent() -> None:
+    """A job that is killed takes its trainer with it (Linux; elsewhere the time limit of the next run does)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Trainers shipped with driftd."""

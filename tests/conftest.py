@@ -1,0 +1,100 @@
+"""Fixtures that start real services. A missing program skips the test by name; in CI it fails instead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+
+from tests.broker import Broker, missing_tools
+
+SASL_USERS = {"driftd": "right-password"}
+
+
+def require(service: str, missing: list[str]) -> None:
+    """Skip, or fail in CI, when programs that `service` needs are not installed."""
+    if not missing:
+        return
+    reason = f"{service} cannot be started here: {', '.join(missing)} not found"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True)
+class KafkaCluster:
+    """A running cluster; `broker` is None when KAFKA_BOOTSTRAP points at one that is not ours to stop."""
+
+    bootstrap: str
+    broker: Broker | None
+
+    def own_broker(self) -> Broker:
+        if self.broker is None:
+            pytest.skip("KAFKA_BOOTSTRAP is set: that broker is not ours to stop")
+        return self.broker
+
+    def admin(self) -> KafkaAdminClient:
+        return KafkaAdminClient(bootstrap_servers=self.bootstrap)
+
+    def create_topic(self, partitions: int = 1, name: str | None = None, **configs: str) -> str:
+        """Make a topic, with a fresh name unless one is given, and wait until it can be used."""
+        topic = name or f"t-{uuid4().hex[:12]}"
+        admin = self.admin()
+        try:
+            options = {"num_partitions": partitions, "replication_factor": 1, "configs": configs}
+            admin.create_topics({topic: options}, wait_for_metadata=True)
+        finally:
+            admin.close()
+        return topic
+
+    def delete_topic(self, topic: str) -> None:
+        admin = self.admin()
+        try:
+            admin.delete_topics([topic])
+        finally:
+            admin.close()
+
+    def produce(self, topic: str, values: list[bytes | None], partition: int = 0) -> None:
+        """Append and wait until the broker has all of them."""
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap, max_request_size=16 * 1024 * 1024, linger_ms=5)
+        try:
+            sent = [producer.send(topic, value, partition=partition, key=b"k") for value in values]
+            for each in sent:
+                each.get(timeout=30)
+        finally:
+            producer.close()
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """One broker for the whole run: real, so tests use fresh topic and group names instead of fresh brokers."""
+    elsewhere = os.environ.get("KAFKA_BOOTSTRAP")
+    if elsewhere:
+        yield KafkaCluster(elsewhere, None)
+        return
+    require("Apache Kafka", missing_tools())
+    folder: Path = tmp_path_factory.mktemp("kafka")
+    with Broker(folder / "broker", sasl_users=SASL_USERS) as broker:
+        yield KafkaCluster(broker.bootstrap, broker)
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[Callable[[], KafkaCluster]]:
+    """Starts a broker for this test alone, for tests that stop it."""
+    require("Apache Kafka", missing_tools())
+    started: list[Broker] = []
+
+    def start() -> KafkaCluster:
+        broker = Broker(tmp_path / f"broker{len(started)}")
+        started.append(broker)
+        broker.start()
+        return KafkaCluster(broker.bootstrap, broker)
+
+    yield start
+    for broker in started:
+        broker.stop()
