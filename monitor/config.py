@@ -194,25 +194,26 @@ class RuleConfig(Section):
         return self
 
 
-DEFAULT_RULES: tuple[dict[str, Any], ...] = (
-    {
-        "name": "performance_drop",
-        "measure": "performance_drop",
-        "above": 0.05,
-        "clear": 0.03,
-        "for": "2 of 3 windows",
-        "severity": "critical",
-        "action": "retrain",
-    },
-    {
-        "name": "many_features_drift",
-        "measure": "drift_share",
-        "above": 0.5,
-        "for": "3 of 4 windows",
-        "severity": "warning",
-        "action": "alert",
-    },
-)
+_DROP = {"for": "2 of 3 windows", "severity": "critical", "action": "retrain"}
+DEFAULT_RULES: Mapping[Task, tuple[dict[str, Any], ...]] = {
+    task: (
+        {"name": "performance_drop", **drop, **_DROP},
+        {
+            "name": "many_features_drift",
+            "measure": "drift_share",
+            "above": 0.5,
+            "for": "3 of 4 windows",
+            "severity": "warning",
+            "action": "alert",
+        },
+    )
+    for task, drop in {
+        Task.BINARY: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
+        Task.MULTICLASS: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
+        Task.REGRESSION: {"measure": "performance_drop_ratio", "above": 0.2, "clear": 0.1},
+    }.items()
+}
+"""Rules of a model that configures none: performance well below the reference retrains, wide drift alerts."""
 
 
 class ModelConfig(Section):
@@ -230,8 +231,8 @@ class ModelConfig(Section):
     drift: dict[str, MethodConfig] = Field(
         default_factory=dict, description="per feature, or `number`/`category`/`prediction` for all of a kind"
     )
-    rules: tuple[RuleConfig, ...] = Field(
-        tuple(RuleConfig.model_validate(r) for r in DEFAULT_RULES), strict=False, description="see [[rules]]"
+    rules: tuple[RuleConfig, ...] | None = Field(
+        None, strict=False, description="absent: the task's defaults; [] for none"
     )
     schedule: str | None = Field(None, description='cron expression of an unconditional retrain: "0 3 * * 1"')
     new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
@@ -251,10 +252,10 @@ class ModelConfig(Section):
             if metric not in SCORES or self.task not in SCORES[metric].tasks:
                 known = [m for m, s in SCORES.items() if self.task in s.tasks]
                 raise ValueError(f"metrics: {metric!r} is not a {self.task} metric{_hint(metric, known)}")
-        names = [r.name for r in self.rules]
+        names = [r.name for r in self.rules or ()]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"rules: the name {twice[0]!r} is used twice")
-        for rule in self.rules:
+        for rule in self.rules or ():
             if rule.feature and self.features is not None and rule.feature not in self.features:
                 raise ValueError(
                     f"rules.{rule.name}.feature: {rule.feature!r} is not a feature{_hint(rule.feature, self.features)}"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,44 +17,21 @@ import structlog
 
 from monitor.lake import Conflict, HistoryGone, Lake, Table, day
 from monitor.ledger import Ledger, Round, RuleRecord, firing
-from monitor.measure.methods import DriftMethod
-from monitor.measure.worker import MeasureResult, MeasureTask, ReferenceSource, freeze_warmup, measure
+from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup, measure
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
 from monitor.outcomes import OutcomeWriter
+from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
 from monitor.rules import Action, Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
-from monitor.triggers import Cause, JobHistory, Suppressed, TriggerPolicy, decide
-from monitor.windows import WindowPolicy
+from monitor.triggers import Cause, JobHistory, Suppressed, decide
+from monitor.workers import Workers
 from retrain.request import RetrainRequest, TriggerKind
-from retrain.schema import ModelSchema
 
 log = structlog.get_logger()
 
 MAX_TASKS = 64
 """Windows measured in one tick at most, so that a backlog leaves ticks short."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """Everything configured about one model, in the types of the core."""
-
-    schema: ModelSchema
-    windows: WindowPolicy
-    min_rows: int
-    max_rows: int
-    warmup_windows: int
-    metrics: tuple[str, ...]
-    segment_min_rows: int
-    methods: Mapping[str, DriftMethod]
-    rules: tuple[Rule, ...]
-    triggers: TriggerPolicy
-    new_labels: int | None
-    reference: ReferenceSource
-
-    @property
-    def model(self) -> str:
-        return self.schema.model
 
 
 JobHistoryOf = Callable[[str, datetime | None, datetime], JobHistory]
@@ -70,7 +46,7 @@ class ModelEvaluator:
         plan: ModelPlan,
         lake: Lake,
         ledger: Ledger,
-        pool: Executor,
+        workers: Workers,
         metrics: Metrics,
         job_history: JobHistoryOf,
         on_breach: Callable[[str, WindowKey], None],
@@ -78,7 +54,7 @@ class ModelEvaluator:
         self.plan = plan
         self._lake = lake
         self._ledger = ledger
-        self._pool = pool
+        self._workers = workers
         self._metrics = metrics
         self._job_history = job_history
         self._on_breach = on_breach
@@ -123,7 +99,7 @@ class ModelEvaluator:
     def _measure(self) -> list[MeasureResult]:
         due = list(self.progress.to_measure())[:MAX_TASKS]
         started = time.monotonic()
-        results = list(self._pool.map(measure, [self._task(key, kind) for key, kind in due]))
+        results = self._workers.map(measure, [self._task(key, kind) for key, kind in due])
         if results:
             self._metrics.measure_seconds.observe((time.monotonic() - started) / len(results))
         return results

@@ -141,6 +141,13 @@ class Lake:
             lazy = lazy.filter(pl.col("date").is_between(pl.lit(dates[0]), pl.lit(dates[1])))
         return lazy
 
+    def count_outcomes(self, model: str, version: str) -> int:
+        """Labelled rows of one model version, corrections counted again: an upper bound that costs one column."""
+        lazy = self.scan(Table.OUTCOMES, model)
+        return (
+            0 if lazy is None else lazy.filter(pl.col("model_version") == version).select(pl.len()).collect().item()
+        )
+
     def dates(self, table: Table, model: str) -> list[str]:
         """The days that hold rows, newest first."""
         delta = self._find(table, model)
@@ -171,13 +178,20 @@ class Lake:
 
         The rows leave older versions when the next vacuum passes `lake.keep_versions_for`.
         """
-        listed = ", ".join("'" + i.replace("'", "''") + "'" for i in prediction_ids)
+        listed = ", ".join(map(_quoted, prediction_ids))
         deleted = {}
         for table in (Table.PREDICTIONS, Table.LABELS, Table.OUTCOMES):
             if (delta := self._find(table, model)) is not None:
                 metrics = self._retry(lambda d=delta: d.delete(f"prediction_id IN ({listed})"), delta)  # type: ignore[misc]
                 deleted[table.value] = int((metrics or {}).get("num_deleted_rows") or 0)
         return deleted
+
+    def delete_dead_letters(self, partition: str, offsets: Sequence[int]) -> None:
+        """Drop dead letters that have become events."""
+        if (delta := self._find(Table.DEAD_LETTERS, "")) is not None:
+            listed = ", ".join(map(str, offsets))
+            predicate = f"source_partition = {_quoted(partition)} AND source_offset IN ({listed})"
+            self._retry(lambda: delta.delete(predicate), delta)
 
     def _retry(self, action: Callable[[], Any], delta: DeltaTable) -> Any:
         for _ in range(_ATTEMPTS):
@@ -241,6 +255,10 @@ class Lake:
         if (delta := self._find(table, model)) is None:
             raise TransientError(f"{uri}: vanished right after it was created")
         return delta
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _from_arrow(stream: Any) -> pl.DataFrame:

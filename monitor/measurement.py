@@ -17,6 +17,7 @@ class Measure(StrEnum):
     LABEL_DRIFT = "label_drift"
     PERFORMANCE = "performance"
     PERFORMANCE_DROP = "performance_drop"
+    PERFORMANCE_DROP_RATIO = "performance_drop_ratio"
     MISSING_SHARE = "missing_share"
     UNSEEN_SHARE = "unseen_share"
     OUT_OF_RANGE_SHARE = "out_of_range_share"
@@ -34,7 +35,8 @@ class Measurement:
     """A measured value.
 
     Shares are in [0, 1], latencies and label delay in seconds, volume in rows. `performance_drop` is how much
-    worse than the reference the metric is (positive = worse, whichever way the metric runs).
+    worse than the reference the metric is (positive = worse, whichever way the metric runs), in the metric's
+    units; `performance_drop_ratio` is that over the reference's absolute value.
     `drifted` and `threshold` are set for drift measures only; `value` is then the test's p-value or distance.
     """
 

@@ -34,6 +34,7 @@ _NAMES: Mapping[Measure, tuple[str, str]] = {
         "driftd_performance_drop_score",
         "How much worse than the reference (positive)",
     ),
+    Measure.PERFORMANCE_DROP_RATIO: ("driftd_performance_drop_ratio", "The same over the reference's value"),
     Measure.MISSING_SHARE: ("driftd_missing_ratio", "Rows without a usable value"),
     Measure.UNSEEN_SHARE: ("driftd_unseen_ratio", "Values that the reference does not know"),
     Measure.OUT_OF_RANGE_SHARE: ("driftd_out_of_range_ratio", "Values outside the reference's range"),
@@ -53,6 +54,7 @@ _LABELS: Mapping[Measure, tuple[str, ...]] = {
     Measure.INVALID_SHARE: ("feature",),
     Measure.PERFORMANCE: ("metric", "segment"),
     Measure.PERFORMANCE_DROP: ("metric", "segment"),
+    Measure.PERFORMANCE_DROP_RATIO: ("metric", "segment"),
 }
 
 
@@ -157,8 +159,9 @@ class Metrics:
         self.rebalances = Counter("driftd_source_rebalances", "Rebalances by kind", ("kind",), registry=r)
         self.source_errors = Counter("driftd_source_errors", "Source failures by kind", ("kind",), registry=r)
         self.offsets_lost = Counter(
-            "driftd_source_offset_resets", "Partitions whose retention passed the group by", registry=r
+            "driftd_source_records_lost", "Records the broker deleted before they were read", registry=r
         )
+        self.missing_topics = Gauge("driftd_source_missing_topics", "Topics that do not exist", registry=r)
 
         self.tick_seconds = Histogram(
             "driftd_tick_seconds",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from retrain.schema import FeatureKind, ModelSchema, Task
@@ -35,6 +36,7 @@ class ReferenceColumn:
     low: float | None
     high: float | None
     categories: pl.Series
+    coding: pl.Enum
     missing_share: float
 
 
@@ -150,17 +152,22 @@ def column(frame: pl.DataFrame, name: str, kind: FeatureKind) -> pl.Series:
 def usable(series: pl.Series) -> pl.Series:
     """The values that can be compared: not null, and for numbers finite."""
     if series.dtype.is_float():
-        return series.filter(series.is_finite().fill_null(value=False))
-    return series.drop_nulls()
+        array = series.to_numpy()  # null becomes NaN
+        finite = np.isfinite(array)
+        return series if finite.all() else pl.Series(series.name, array[finite])
+    return series.drop_nulls() if series.null_count() else series
 
 
-def encode(values: pl.Series, categories: pl.Series) -> pl.Series:
-    """Usable labels -> indices into `categories`, those not in it after them, in sorted order."""
+def encode(values: pl.Series, coding: pl.Enum) -> pl.Series:
+    """Usable labels -> indices into the coding's categories, those not in it after them, in sorted order."""
     if values.dtype == pl.Boolean:
-        values, categories = values.cast(pl.String), categories.cast(pl.String)
-    unseen = values.unique().filter(~values.unique().is_in(categories.implode())).sort()
-    known = pl.concat([categories, unseen])
-    return values.cast(pl.Enum(known)).to_physical().cast(pl.Int64)
+        values = values.cast(pl.String)
+    coded = values.cast(coding, strict=False)
+    if coded.null_count():
+        found = values.unique()
+        unseen = found.filter(~found.is_in(coding.categories.implode())).sort()
+        coded = values.cast(pl.Enum(pl.concat([coding.categories, unseen])))
+    return coded.to_physical().cast(pl.Int64)
 
 
 def prepare(
@@ -206,6 +213,8 @@ def _describe(frame: pl.DataFrame, kept: pl.DataFrame, name: str, kind: FeatureK
     if kind is FeatureKind.NUMBER:
         low, high = (float(every.min()), float(every.max())) if every.len() else (None, None)  # type: ignore[arg-type]
         nothing = pl.Series(name, [], dtype=pl.Float64)
-        return ReferenceColumn(kind, values, values.sort(), low, high, nothing, missing_share)
+        return ReferenceColumn(kind, values, values.sort(), low, high, nothing, pl.Enum([]), missing_share)
     categories = every.unique().sort()
-    return ReferenceColumn(kind, values, encode(values, categories), None, None, categories, missing_share)
+    coding = pl.Enum(categories.cast(pl.String))
+    prepared = encode(values, coding)
+    return ReferenceColumn(kind, values, prepared, None, None, categories, coding, missing_share)

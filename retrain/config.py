@@ -104,4 +104,4 @@ class RetrainConfig(Section):
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"
     )
-    gates: GatesConfig = GatesConfig()
+    gates: GatesConfig = Field(default_factory=lambda: GatesConfig.model_validate({}))

@@ -33,7 +33,7 @@ USABLE_SHARE = 0.5
 
 
 class Model(Protocol):
-    """What scoring needs of a model, loaded from a directory (`retrain.model_files.LoadedModel`) or built in tests."""
+    """What scoring needs of a model: `retrain.model_files.LoadedModel`, or one built in a test."""
 
     def predictions(self, frame: pd.DataFrame, schema: ModelSchema) -> Predictions: ...
 
@@ -117,11 +117,8 @@ def as_served(rows: pl.DataFrame, schema: ModelSchema, note: str = "") -> Side |
         usable = with_scores if scored else usable
     if len(rows) == 0 or usable.mean() < USABLE_SHARE:
         return None
-    values: Array
-    if schema.task is Task.REGRESSION:
-        values = recorded.to_numpy()
-    else:
-        values = np.array(recorded.to_list(), dtype=object)
+    numeric = schema.task is Task.REGRESSION
+    values = recorded.to_numpy() if numeric else np.array(recorded.to_list(), dtype=object)
     scores = None
     if scored:
         table = rows.select(pl.col(present).cast(pl.Float64)).to_numpy()

@@ -120,7 +120,7 @@ def save_model(
 def load_model(folder: Path, trusted: Sequence[str] = ()) -> LoadedModel:
     """Loads a directory. Raises UnusableModel when it is pickled, of another flavour, or holds other types."""
     import skops.io
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         described = yaml.safe_load((folder / "MLmodel").read_text())
@@ -138,13 +138,12 @@ def load_model(folder: Path, trusted: Sequence[str] = ()) -> LoadedModel:
         raise UnusableModel("its file lies outside its directory")
     try:
         types = skops.io.get_untrusted_types(file=path)
-        if refused := [t for t in types if not _is_trusted(t, trusted)]:
-            raise UnusableModel(f"holds types that are not trusted: {', '.join(refused)}")
-        estimator = skops.io.load(path, trusted=types)
-    except UnusableModel:
-        raise
-    except Exception as exc:  # noqa: BLE001 - a broken or foreign file can raise anything
+        refused = [t for t in types if not _is_trusted(t, trusted)]
+        estimator = None if refused else skops.io.load(path, trusted=types)
+    except Exception as exc:
         raise UnusableModel(f"cannot be loaded: {type(exc).__name__}: {exc}") from exc
+    if refused:
+        raise UnusableModel(f"holds types that are not trusted: {', '.join(refused)}")
     return LoadedModel(estimator, _inputs(described))
 
 

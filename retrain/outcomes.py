@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def newest_labelled(
         found, dropped = _read(table, schema, first, since, model_version)
         enough = len(found) >= max_rows
         if not enough and found.height and span is not None and taken < len(dates):
-            enough = date.fromisoformat(first) < (found["ts"].max() - span).date()  # type: ignore[operator]
+            enough = date.fromisoformat(first) < (_last(found) - span).date()
         if enough or taken >= len(dates):
             break
         wanted = max(max_rows - len(found), rows)  # corrections and unusable labels: look further back, doubling
@@ -82,7 +82,7 @@ def newest_labelled(
     if model_version is not None:
         predicate += f" AND model_version = {model_version!r}"
     if span is not None and found.height:
-        oldest = found["ts"].max() - span  # type: ignore[operator]
+        oldest = _last(found) - span
         found = found.filter(pl.col("ts") > oldest)
         predicate += f" AND ts > {oldest.isoformat()!r}"
     predicate += f"; newest {max_rows}"
@@ -147,6 +147,12 @@ def _read(
     usable = label.is_finite() if numeric else label.is_in(list(schema.classes))
     kept = rows.with_columns(label).filter(usable.fill_null(False)).sort("ts", "prediction_id").select(wanted)
     return kept, len(rows) - len(kept)
+
+
+def _last(rows: pl.DataFrame) -> datetime:
+    last = rows["ts"].max()
+    assert isinstance(last, datetime)
+    return last
 
 
 class MissingColumns(Exception):

@@ -152,7 +152,7 @@ def _statistic(metric: str, labels: Array, predictions: Predictions, schema: Mod
 
 
 def _mean(per_row: Array) -> Statistic:
-    return lambda w: (w @ per_row) / w.sum(axis=1)
+    return lambda w: np.asarray((w @ per_row) / w.sum(axis=1))
 
 
 def _r2(labels: Array, values: Array) -> Statistic:
@@ -181,7 +181,7 @@ def _auc(positive: Array, scores: Array) -> Statistic:
         below = np.cumsum(negatives, axis=1) - negatives
         pairs = positives.sum(axis=1) * negatives.sum(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return ((below + 0.5 * negatives) * positives).sum(axis=1) / pairs
+            return np.asarray(((below + 0.5 * negatives) * positives).sum(axis=1) / pairs)
 
     return statistic
 
@@ -196,7 +196,7 @@ def _from_counts(metric: str, labels: Array, values: Array, schema: ModelSchema)
         hits = w @ (is_label * is_value)
         with np.errstate(divide="ignore", invalid="ignore"):
             if metric == "accuracy":
-                return hits.sum(axis=1) / w.sum(axis=1)
+                return np.asarray(hits.sum(axis=1) / w.sum(axis=1))
             recall = hits / actual
             if metric == "balanced_accuracy":
                 return np.where((actual > 0).sum(axis=1) > 1, _mean_of_defined(recall), np.nan)
@@ -204,14 +204,14 @@ def _from_counts(metric: str, labels: Array, values: Array, schema: ModelSchema)
             if metric == "f1_macro":
                 return _mean_of_defined(f1)
             at = classes.index(schema.positive) if schema.positive in classes else 0
-            return {"recall": recall, "precision": hits / predicted, "f1": f1}[metric][:, at]
+            return np.asarray({"recall": recall, "precision": hits / predicted, "f1": f1}[metric][:, at])
 
     return statistic
 
 
 def _mean_of_defined(values: Array) -> Array:
     defined = np.isfinite(values)
-    return np.where(defined, values, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
+    return np.asarray(np.where(defined, values, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1))
 
 
 def _scores(predictions: Predictions) -> Array:

@@ -8,6 +8,7 @@ happens in between (milliseconds) is last-write-wins.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ from retrain.errors import TransientError
 from retrain.model_files import LoadedModel, load_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-JOB_TAG = "driftd.job_id"
+JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
 MODEL_PATH = "model"
 REFERENCE_PATH = "reference/reference.parquet"
 _ENVIRONMENT = {
@@ -69,10 +70,11 @@ class Registry:
         """Id of the job's run, created when there is none yet."""
         with self._talking() as client:
             experiment_id = self._experiment(client, experiment)
-            found = client.search_runs([experiment_id], f"tags.`{JOB_TAG}` = '{_quoted(job_id)}'", max_results=1)
+            key = hashlib.sha256(job_id.encode()).hexdigest()  # MLflow's filters know no escape for quotes
+            found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
             if found:
                 return str(found[0].info.run_id)
-            everything = {JOB_TAG: job_id, **{k: v[:5000] for k, v in tags.items()}}
+            everything = {JOB_TAG: job_id, KEY_TAG: key, **{k: v[:5000] for k, v in tags.items()}}
             run = client.create_run(experiment_id, tags=everything, run_name=job_id[:200])
             return str(run.info.run_id)
 
@@ -81,9 +83,9 @@ class Registry:
         run_id: str,
         *,
         at_ms: int,
-        params: Mapping[str, object] = {},  # noqa: B006 - never written to
-        metrics: Mapping[str, float | None] = {},  # noqa: B006
-        tags: Mapping[str, str] = {},  # noqa: B006
+        params: Mapping[str, object] = {},
+        metrics: Mapping[str, float | None] = {},
+        tags: Mapping[str, str] = {},
     ) -> None:
         """Logs what is given; the same again, with the same `at_ms`, changes nothing."""
         from mlflow.entities import Metric, Param, RunTag
@@ -120,8 +122,8 @@ class Registry:
             except MlflowException as exc:
                 if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            wanted = f"name = '{_quoted(name)}' and run_id = '{run_id}'"
-            if found := client.search_model_versions(wanted):
+            wanted = f"run_id = '{run_id}'"
+            if found := [v for v in client.search_model_versions(wanted) if v.name == name]:
                 return str(found[0].version)
             source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
             made = client.create_model_version(
@@ -272,7 +274,3 @@ def _alias(client: Any, name: str, alias: str) -> str | None:
         raise
     version = model.aliases.get(alias)
     return None if version is None else str(version)
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("'", "\\'")

@@ -25,6 +25,7 @@ The contract of a `command`, any program::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,8 +43,10 @@ from retrain.schema import ModelSchema
 from retrain.spec import JobSpec
 
 LOG_BYTES = 1 << 20
-HARMLESS = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-HARMLESS += ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE")
+HARMLESS = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ def child_environment(spec: JobSpec, environ: Mapping[str, str], folder: Path) -
     root = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(p for p in (env.get("PYTHONPATH"), root) if p)
     env.setdefault("HOME", str(folder))
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall a machine that others use too
     env |= {"PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     return env
 
@@ -151,10 +155,8 @@ def _wait(process: subprocess.Popen[bytes], limit: float, stopping: threading.Ev
                 ended = FailureKind.STOPPED
             if ended is not None:
                 break
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
     return ended
 

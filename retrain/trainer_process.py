@@ -25,7 +25,6 @@ from retrain.trainer import TrainContext
 
 if TYPE_CHECKING:
     import pandas as pd
-    import polars as pl
 
 CHECKED_ROWS = 500
 
@@ -39,7 +38,6 @@ def main(argv: Sequence[str]) -> int:
     _die_with_parent()
     if request["command"] is not None:
         return _run_command(request)
-    _limit_memory(request["memory_limit"], preload=True)
     try:
         train_and_save(request)
     except MemoryError as exc:
@@ -58,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
 def train_and_save(request: dict[str, Any]) -> None:
     import pandas as pd
     import polars as pl
-
-    from retrain.model_files import save_model, trusted_of
+    import sklearn.ensemble  # noqa: F401 - counts as the libraries' memory, not as the trainer's
 
     schema = ModelSchema.from_json(request["schema"])
     rows = pl.read_parquet(request["train"])
+    _limit_memory(request["memory_limit"])
     frame = features_frame(rows, schema)
     labels = pd.Series(labels_array(rows, schema), name="label")
     module_name, _, function = request["trainer"].partition(":")
@@ -70,6 +68,9 @@ def train_and_save(request: dict[str, Any]) -> None:
     context = TrainContext(schema, request["seed"], request["parameters"], Path(request["work_dir"]))
     estimator = getattr(module, function)(frame, labels, context)
     check_estimator(estimator, frame.head(CHECKED_ROWS), schema)
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    from retrain.model_files import save_model, trusted_of  # MLflow: only now, its memory is not the trainer's
+
     save_model(estimator, Path(request["model"]), schema, frame.head(5), trusted_of(module))
 
 
@@ -123,7 +124,7 @@ def _run_command(request: dict[str, Any]) -> int:
         request["command"],
         env=env,
         check=False,
-        preexec_fn=lambda: _limit_memory(limit),  # noqa: PLW1509 - no threads run in this process yet
+        preexec_fn=lambda: _limit_memory(limit),
     )
     if done.returncode < 0:
         os.kill(os.getpid(), -done.returncode)
@@ -131,28 +132,28 @@ def _run_command(request: dict[str, Any]) -> int:
         return done.returncode
     try:
         frame = features_frame(rows.head(CHECKED_ROWS), schema)
-        check_estimator(load_model(model).estimator, frame, schema)
+        loaded = load_model(model)
+        if loaded.inputs is not None and set(loaded.inputs) <= set(frame.columns):
+            frame = frame[list(loaded.inputs)]
+        check_estimator(loaded.estimator, frame, schema)
     except (UnusableModel, Nonsense) as exc:
         report = {"status": "nonsense", "message": str(exc)}
+    except Exception as exc:  # noqa: BLE001 - the model's own code, on our rows
+        report = {"status": "nonsense", "message": f"it cannot score training rows: {exc}"[:500]}
     else:
         report = {"status": "ok"}
     write_atomically(Path(request["result"]), json.dumps(report))
     return 0 if report["status"] == "ok" else 1
 
 
-def _limit_memory(growth: int, *, preload: bool = False) -> None:
+def _limit_memory(growth: int) -> None:
     """Limits private writable memory (RLIMIT_DATA) to what the libraries take plus `growth`. Not RLIMIT_AS: numpy,
     OpenBLAS and Arrow reserve gigabytes of addresses that they never touch."""
-    if preload:
-        import mlflow.sklearn
-        import pandas
-        import polars
-        import sklearn.ensemble  # noqa: F401
     used = 0
     status = Path("/proc/self/status")
     if status.exists():
         used = int(next(line for line in status.read_text().splitlines() if line.startswith("VmData")).split()[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + growth, used * 1024 + growth))
+    resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + growth, resource.RLIM_INFINITY))
 
 
 def _die_with_parent() -> None:

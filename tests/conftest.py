@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
 
 from tests.broker import Broker, missing_tools
 
+if TYPE_CHECKING:
+    from kafka import KafkaAdminClient
+
 SASL_USERS = {"driftd": "right-password"}
+
+
+def pytest_configure() -> None:
+    """Import kafka-python before warnings are errors: it reads its schemas by a deprecated function (3.0.12)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import kafka  # noqa: F401  # for the effect
 
 
 def require(service: str, missing: list[str]) -> None:
@@ -39,6 +50,8 @@ class KafkaCluster:
         return self.broker
 
     def admin(self) -> KafkaAdminClient:
+        from kafka import KafkaAdminClient
+
         return KafkaAdminClient(bootstrap_servers=self.bootstrap)
 
     def create_topic(self, partitions: int = 1, name: str | None = None, **configs: str) -> str:
@@ -61,6 +74,8 @@ class KafkaCluster:
 
     def produce(self, topic: str, values: list[bytes | None], partition: int = 0) -> None:
         """Append and wait until the broker has all of them."""
+        from kafka import KafkaProducer
+
         producer = KafkaProducer(bootstrap_servers=self.bootstrap, max_request_size=16 * 1024 * 1024, linger_ms=5)
         try:
             sent = [producer.send(topic, value, partition=partition, key=b"k") for value in values]
@@ -72,7 +87,7 @@ class KafkaCluster:
 
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """One broker for the whole run: real, so tests use fresh topic and group names instead of fresh brokers."""
+    """One broker for the whole run: tests take fresh topics and groups, not fresh brokers."""
     elsewhere = os.environ.get("KAFKA_BOOTSTRAP")
     if elsewhere:
         yield KafkaCluster(elsewhere, None)

@@ -57,12 +57,12 @@ def scored_rows(frame: pl.DataFrame, schema: ModelSchema) -> Scored:
     if schema.task is Task.REGRESSION:
         rows = rows.filter(pl.col("label").is_finite() & pl.col("prediction").is_finite())
         return Scored(schema.task, rows["label"].to_numpy(), rows["prediction"].to_numpy(), np.empty((len(rows), 0)))
-    classes = pl.Series("classes", schema.classes, dtype=pl.String)
-    rows = rows.filter(pl.col("label").is_in(classes.implode()))
+    coding = pl.Enum(schema.classes)
+    rows = rows.filter(pl.col("label").is_in(schema.classes))
     return Scored(
         schema.task,
-        encode(rows["label"], classes).to_numpy(),
-        encode(rows["prediction"], classes).to_numpy(),
+        encode(rows["label"], coding).to_numpy(),
+        encode(rows["prediction"], coding).to_numpy(),
         rows.select(pl.col(schema.score_columns).fill_null(float("nan"))).to_numpy(),
         classes=len(schema.classes),
         positive=schema.classes.index(schema.positive) if schema.positive is not None else 0,

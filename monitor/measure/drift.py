@@ -8,9 +8,9 @@ reason, and the others stand.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,25 +47,23 @@ def measure_drift(
     reference alone decides, so that the series stays comparable. `prediction_method` must take a number in
     the first case, else the default is used.
     """
-    features = [
-        _measurement(
-            Measure.FEATURE_DRIFT,
-            column(window, f.column, f.kind),
-            reference.features[f.name],
-            methods.get(f.name),
-            feature=f.name,
-        )
-        for f in schema.features
-    ]
-    name, column_reference = (
-        ("score", reference.score) if reference.score is not None else ("prediction", reference.prediction)
-    )
-    predictions = column(window, name, column_reference.kind)
-    return [
-        *features,
-        _share(features, window.height),
-        _measurement(Measure.PREDICTION_DRIFT, predictions, column_reference, prediction_method),
-    ]
+    name, answers = "prediction", reference.prediction
+    if reference.score is not None:
+        name, answers = "score", reference.score
+    predictions = column(window, name, answers.kind)
+    with quiet():
+        features = [
+            _measurement(
+                Measure.FEATURE_DRIFT,
+                column(window, f.column, f.kind),
+                reference.features[f.name],
+                methods.get(f.name),
+                feature=f.name,
+            )
+            for f in schema.features
+        ]
+        prediction = _measurement(Measure.PREDICTION_DRIFT, predictions, answers, prediction_method)
+    return [*features, _share(features, window.height), prediction]
 
 
 def measure_label_drift(
@@ -76,7 +74,8 @@ def measure_label_drift(
     kind = answer_kind(schema)
     if reference.label is None:
         return [Measurement(Measure.LABEL_DRIFT, None, outcomes.height, reason="the reference has no labels")]
-    return [_measurement(Measure.LABEL_DRIFT, column(outcomes, "label", kind), reference.label, method)]
+    with quiet():
+        return [_measurement(Measure.LABEL_DRIFT, column(outcomes, "label", kind), reference.label, method)]
 
 
 def _measurement(
@@ -110,10 +109,11 @@ def _compare(values: pl.Series, rows: int, reference: ReferenceColumn, method: D
     if values.len() == 0:
         return _Result(drifted=True, reason="went missing: no usable value in the window")
     spec = METHODS[method.name]
-    theirs, ours = _sides(values, reference, spec)
     try:
         test = stat_test(method.name, reference.kind)
-        outcome = _run(test, theirs, ours, reference, method.threshold)
+        theirs, ours = _sides(values, reference, spec)
+        with _seeded(spec):
+            outcome = test(theirs, ours, column_type(reference.kind), method.threshold)
     except (ValueError, TypeError, ArithmeticError, LookupError) as exc:
         return _Result(reason=f"{method.name} failed: {exc}"[:300])
     value = float(outcome.drift_score)
@@ -124,14 +124,16 @@ def _compare(values: pl.Series, rows: int, reference: ReferenceColumn, method: D
     return _Result(value, bool(outcome.drifted))
 
 
-def _run(test: Any, theirs: pd.Series, ours: pd.Series, reference: ReferenceColumn, threshold: float) -> Any:
-    """Permutation tests draw from NumPy's global state: the same window must measure the same, so it is
-    seeded."""
+@contextmanager
+def _seeded(spec: MethodSpec) -> Iterator[None]:
+    """Permutation tests draw from NumPy's global state: the same window must measure the same."""
+    if not spec.as_is:
+        yield
+        return
     state = np.random.get_state()
     np.random.seed(_SEED)
     try:
-        with quiet():
-            return test(theirs, ours, column_type(reference.kind), threshold)
+        yield
     finally:
         np.random.set_state(state)
 
@@ -144,8 +146,10 @@ def _sides(values: pl.Series, reference: ReferenceColumn, spec: MethodSpec) -> t
     if spec.as_is:
         limit = spec.max_rows or max(values.len(), reference.values.len())
         return _series(_cut(reference.values, limit)), _series(_cut(values, limit))
-    ours = values if reference.kind is FeatureKind.NUMBER else encode(values, reference.categories)
+    ours = values if reference.kind is FeatureKind.NUMBER else encode(values, reference.coding)
     theirs = reference.prepared
+    if spec.max_labels is not None and max(ours.n_unique(), theirs.n_unique()) > spec.max_labels:
+        raise ValueError(f"takes at most {spec.max_labels} different labels on each side")
     if spec.equal_rows:
         rows = min(ours.len(), theirs.len())
         theirs, ours = _cut(theirs, rows), _cut(ours, rows)

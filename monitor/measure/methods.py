@@ -33,6 +33,7 @@ class MethodSpec:
     `as_is`: the test looks at row order or at the labels themselves, so it is handed the column unsorted,
     uncoded. `max_rows`: its cost grows faster than the rows; both sides are cut to a seeded sample of this
     size. `equal_rows`: it refuses sides of different length; the longer one is cut to a seeded sample.
+    `max_labels`: it refuses a side with more different labels than this, also when the cut would hide them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MethodSpec:
     as_is: bool = False
     max_rows: int | None = None
     equal_rows: bool = False
+    max_labels: int | None = None
 
 
 _NUMBER = frozenset({FeatureKind.NUMBER})
@@ -68,7 +70,7 @@ METHODS: Mapping[str, MethodSpec] = {
         MethodSpec("chisquare", _LABELS, _P, 0.05),
         MethodSpec("z", _LABELS, _P, 0.05, as_is=True),
         MethodSpec("g_test", _LABELS, _P, 0.1, equal_rows=True),
-        MethodSpec("fisher_exact", _LABELS, _P, 0.1, equal_rows=True),
+        MethodSpec("fisher_exact", _LABELS, _P, 0.1, equal_rows=True, max_labels=2),
         MethodSpec("TVD", _LABELS, _P, 0.1, as_is=True, max_rows=1000),
     )
 }

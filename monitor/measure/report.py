@@ -50,14 +50,16 @@ def write_report(
     schema: ModelSchema,
     path: Path,
     methods: Mapping[str, DriftMethod] | None = None,
+    *,
+    max_rows: int = MAX_ROWS,
 ) -> WrittenReport:
     """Data summary, drift and, when both sides have labels, quality: one self-contained page, written
     atomically.
 
-    `methods` is by feature name as for `measure_drift`. Raises ValueError when no column can be shown,
-    OSError when the page cannot be written.
+    `methods` is by feature name as for `measure_drift`; each side is sampled to `max_rows`. Raises ValueError
+    when no column can be shown, OSError when the page cannot be written.
     """
-    sides = _sides(window, reference, schema)
+    sides = _sides(window, reference, schema, max_rows)
     if not sides.kinds:
         raise ValueError(f"nothing to report on: {sides.left_out or 'no columns'}")
     page = _annotated(_render(sides, schema, methods or {}), sides)
@@ -71,11 +73,11 @@ def write_report(
     return WrittenReport(path, dict(sides.left_out), tuple(sides.notes))
 
 
-def _sides(window: pl.DataFrame, reference: Reference, schema: ModelSchema) -> _Sides:
+def _sides(window: pl.DataFrame, reference: Reference, schema: ModelSchema, max_rows: int) -> _Sides:
     sides = _Sides(window, reference.frame)
     if "label" in window.columns:
         _keep_labelled(sides, schema)
-    _bound(sides, reference)
+    _bound(sides, max_rows, reference.seed)
     answer = answer_kind(schema)
     wanted = [(f.column, f.kind) for f in schema.features] + [("prediction", answer)]
     if "label" in sides.window.columns:
@@ -93,27 +95,31 @@ def _sides(window: pl.DataFrame, reference: Reference, schema: ModelSchema) -> _
 
 def _keep_labelled(sides: _Sides, schema: ModelSchema) -> None:
     """Quality needs label and prediction in each row; Evidently fails on gaps."""
-    answer = answer_kind(schema)
-    for side in ("window", "reference"):
-        frame: pl.DataFrame = getattr(sides, side)
-        full = pl.Series([True] * frame.height, dtype=pl.Boolean)
-        for name in ("label", "prediction"):
-            series = column(frame, name, answer)
-            full &= series.is_finite().fill_null(value=False) if series.dtype.is_float() else series.is_not_null()
-        if not full.any():
+    full = {side: _labelled(getattr(sides, side), schema) for side in ("window", "reference")}
+    for side, rows in full.items():
+        if not rows.any():
             sides.left_out["quality"] = f"the {side} has no row with prediction and label"
             return
-        if not full.all():
-            setattr(sides, side, frame.filter(full))
-            sides.notes.append(f"{side}: {full.sum()} of {frame.height} rows shown, those with prediction and label")
+    for side, rows in full.items():
+        if not rows.all():
+            setattr(sides, side, getattr(sides, side).filter(rows))
+            sides.notes.append(f"{side}: {rows.sum()} of {rows.len()} rows shown, those with prediction and label")
 
 
-def _bound(sides: _Sides, reference: Reference) -> None:
+def _labelled(frame: pl.DataFrame, schema: ModelSchema) -> pl.Series:
+    full = pl.Series([True] * frame.height, dtype=pl.Boolean)
+    for name in ("label", "prediction"):
+        series = column(frame, name, answer_kind(schema))
+        full &= series.is_finite().fill_null(value=False) if series.dtype.is_float() else series.is_not_null()
+    return full
+
+
+def _bound(sides: _Sides, max_rows: int, seed: int) -> None:
     for side in ("window", "reference"):
         frame: pl.DataFrame = getattr(sides, side)
-        if frame.height > MAX_ROWS:
-            setattr(sides, side, frame.sample(MAX_ROWS, seed=reference.seed))
-            sides.notes.append(f"{side}: a sample of {MAX_ROWS} of {frame.height} rows")
+        if frame.height > max_rows:
+            setattr(sides, side, frame.sample(max_rows, seed=seed))
+            sides.notes.append(f"{side}: a sample of {max_rows} of {frame.height} rows")
 
 
 def _shown(frame: pl.DataFrame, name: str, kind: FeatureKind) -> bool:

@@ -7,6 +7,7 @@ process border. A reference is prepared once per process and version.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -194,11 +195,12 @@ def _from_registry(source: ReferenceSource, version: str, target: Path) -> bool:
     from retrain.registry import fetch_reference
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{os.getpid()}"
-    if fetch_reference(source.tracking_uri, source.registered_model, version, partial) is None:
-        _WITHOUT.add((source.tracking_uri, source.registered_model, version))
-        return False
-    partial.replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        found = fetch_reference(source.tracking_uri, source.registered_model, version, Path(folder))
+        if found is None:
+            _WITHOUT.add((source.tracking_uri, source.registered_model, version))
+            return False
+        found.replace(target)
     return True
 
 

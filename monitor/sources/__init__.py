@@ -26,7 +26,8 @@ class Records:
     `partition` is a stable name that is unique over all sources and changes when the partition is recreated
     (for Kafka it carries the topic id, for files a generation), so that an offset under that name always
     means the same record. `offsets` are strictly increasing, not necessarily dense; `values` are the raw
-    message bodies (None is a tombstone). `next_offset` is the position to commit once all of these are durable.
+    message bodies (None is a tombstone). `next_offset` is the position to commit once all of these
+    are durable.
     """
 
     stream: Stream

@@ -1,14 +1,14 @@
-"""Files as a source: `<path>/predictions/**` and `<path>/labels/**`, NDJSON being appended to and whole Parquet.
+"""Files as a source: `<path>/predictions/**` and `<path>/labels/**`, growing NDJSON and whole Parquet.
 
-Invariant: a partition name means one sequence of bytes (or rows) for ever. A file that was truncated or replaced
-gets the next generation in its name, and that generation is on disk before the first record of it is delivered.
-Positions move only by `commit`.
+Invariant: a partition name means one sequence of bytes (or rows) for ever. A file that was truncated or
+replaced gets the next generation in its name, and that generation is on disk before the first record of it is
+delivered; rows of removed files are kept for that reason. Positions move only by `commit`.
 
 - `*.ndjson`, `*.jsonl`: complete lines; the offset is the byte where the line starts. Blank lines are skipped.
-- `*.parquet`: rows as NDJSON; the offset is the row number. A file without its footer is tried again later.
+- `*.parquet`: rows as NDJSON; the offset is the row number. Without its footer a file is tried again later.
 - Names that begin with `.` or `_`, and `*.tmp`, are not read, nor are folders named so.
-- A line longer than `max_message_bytes` is delivered as its first 64 KiB plus a note, which is no JSON: the decoder
-  makes it a dead letter, and memory stays bounded.
+- A line longer than `max_message_bytes` is delivered as its first 64 KiB plus a note, which is no JSON: the
+  decoder makes it a dead letter, and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ OVERSIZED_CHUNKS = 256  # MiB of one line read in a poll
 EXPANSION = 10  # bytes of JSON for a byte of Parquet, roughly
 RFC_3339 = "%Y-%m-%dT%H:%M:%S%.6fZ"
 FILES_PER_POLL = 256
+TAKE_SECONDS = 0.5  # of looking into files before a poll returns to its caller
 SHARE = 4  # one file takes at most 1/SHARE of a poll: the others get their turn
 SCAN_DUTY = 20  # a scan that took t seconds is followed by SCAN_DUTY * t seconds without one
 
@@ -59,7 +60,7 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileObserver:
-    """What the metrics want to hear; each is called once per file and state, with the path relative to `path`."""
+    """What the metrics want to hear, once per file and state; paths are relative to the source's folder."""
 
     on_unreadable: Callable[[str, str], None] = _ignore  # path, reason
     on_replaced: Callable[[str], None] = _ignore
@@ -136,7 +137,8 @@ class FileSource:
             left = deadline - time.monotonic()
             if batches or left <= 0:
                 return batches
-            time.sleep(min(left, max(0.01, self._scan_at - time.monotonic())))
+            if self._paused or not self._waiting:
+                time.sleep(min(left, max(0.01, self._scan_at - time.monotonic())))
 
     def commit(self, positions: Mapping[str, int]) -> None:
         rows = [
@@ -245,12 +247,14 @@ class FileSource:
     # --- reading files
 
     def _take(self, database: sqlite3.Connection, max_records: int) -> list[Records]:
-        """Some of each of the files that wait, oldest first; one with more left goes to the end of the queue."""
+        """Some of each of the files that wait, oldest first; one with more left goes to the queue's end."""
         batches: list[Records] = []
         records_left, bytes_left = max_records, self._settings.max_poll_bytes
+        until = time.monotonic() + TAKE_SECONDS
         with database:
-            for _ in range(min(FILES_PER_POLL, len(self._waiting))):
-                if records_left <= 0 or bytes_left <= 0:
+            for _ in range(len(self._waiting)):
+                full = records_left <= 0 or bytes_left <= 0 or len(batches) >= FILES_PER_POLL
+                if full or time.monotonic() > until:
                     break
                 file = self._waiting.popleft()
                 key = (file.stream, file.path)
@@ -337,9 +341,14 @@ class FileSource:
             if self._database is None:
                 self._settings.positions.parent.mkdir(parents=True, exist_ok=True)
                 # Only the polling thread uses it, which need not be the one that closes it.
-                self._database = sqlite3.connect(self._settings.positions, check_same_thread=False)
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute(_SCHEMA)
+                database = sqlite3.connect(self._settings.positions, check_same_thread=False)
+                try:
+                    database.execute("PRAGMA journal_mode = WAL")
+                    database.execute(_SCHEMA)
+                except BaseException:
+                    database.close()
+                    raise
+                self._database = database
             yield self._database
         except (sqlite3.Error, OSError) as error:
             raise TransientError(f"{self._settings.positions}: {error}") from error
@@ -354,7 +363,7 @@ class _UnreadableError(Exception):
 
 
 def _identity(file: _File, handle: BinaryIO, covered: int) -> tuple[int, bytes]:
-    """How many bytes it covers, and a digest: of the first bytes of a file of lines, of both ends of a Parquet."""
+    """How many bytes it covers, and a digest: of the first bytes of lines, of both ends of Parquet."""
     digest = hashlib.blake2b(digest_size=16)
     handle.seek(0)
     if not file.parquet:
@@ -371,7 +380,7 @@ def _identity(file: _File, handle: BinaryIO, covered: int) -> tuple[int, bytes]:
 
 
 def _read_lines(file: _File, handle: BinaryIO, records: int, size: int, longest: int) -> Records | None:
-    """Complete lines, of `size` bytes together unless the first alone is longer; None when there is none yet."""
+    """Complete lines, of `size` bytes together unless the first alone is longer; None while there is none."""
     start, size = file.position, min(size, longest)
     if file.scanned:
         return _read_oversized(file, handle)

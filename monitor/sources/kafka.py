@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 
 FETCH_BYTES = 32 * 1024 * 1024  # per broker and fetch: bounds the memory of a poll
 PARTITION_FETCH_BYTES = 4 * 1024 * 1024  # a longer message still arrives, alone (KIP-74)
-ABSENT_AFTER = 1.0  # seconds without metadata before a topic counts as missing: recreation and start take less
+WATCH_EVERY = 0.5  # seconds between looks at connections and topics
+ABSENT_AFTER = 1.5  # seconds without metadata before a topic counts as missing: recreation and start take less
 AWAY_AFTER = 2.0  # seconds without a connection before the broker counts as away
 MISSING_EVERY = 30.0  # seconds between complaints about one missing topic while others deliver
 
@@ -119,6 +120,7 @@ class KafkaSource:
         self._absent_since: dict[str, float] = {}
         self._complained_at: float | None = None
         self._connected_at = 0.0
+        self._asked_at = 0.0
 
     # --- Source
 
@@ -128,11 +130,11 @@ class KafkaSource:
             while True:
                 if self._consumer is None:
                     self._connect()
-                batches = self._poll_once(max(0.0, deadline - time.monotonic()), max_records)
+                left = max(0.0, deadline - time.monotonic())
+                batches = self._poll_once(min(left, WATCH_EVERY), max_records)
+                self._watch(idle=not batches)
                 if batches or time.monotonic() >= deadline:
-                    break
-            self._watch(idle=not batches)
-            return batches
+                    return batches
 
     def commit(self, positions: Mapping[str, int]) -> None:
         if self._consumer is None:
@@ -221,6 +223,11 @@ class KafkaSource:
             log.warning("source_close_failed", group=self._settings.group, reason=str(error))
 
     def _poll_once(self, timeout: float, max_records: int) -> list[Records]:
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining:
+            # 3.0.12 forgets a rejoin that outlives one poll when new metadata caused it: no heartbeats, no
+            # records, for ever. This makes it go on; it changes nothing while a rejoin is under way.
+            coordinator.request_rejoin()
         try:
             fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=max_records)
         except kafka_errors.NoOffsetForPartitionError as error:
@@ -383,6 +390,9 @@ class KafkaSource:
 
         absent = [topic for topic in self._settings.topics if cluster.partitions_for_topic(topic) is None]
         self._absent_since = {topic: self._absent_since.get(topic, now) for topic in absent}
+        if absent and now - self._asked_at >= WATCH_EVERY:
+            self._asked_at = now  # 3.0.12 forgets a request made while an older one is under way
+            cluster.request_update()
         missing = frozenset(t for t, since in self._absent_since.items() if now - since >= ABSENT_AFTER)
         if missing != self._missing:
             self._missing, self._complained_at = missing, None

@@ -21,9 +21,6 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
-
 POM = Path(__file__).with_name("pom.xml")
 START_TIMEOUT = 60.0  # seconds; a cold start on two busy cores takes about ten
 
@@ -154,6 +151,9 @@ class Broker:
         self.stop()
 
     def _wait_until_ready(self) -> None:
+        from kafka import KafkaAdminClient  # imported here: stopping and fetching do not need it
+        from kafka.errors import KafkaError
+
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             assert self._process is not None

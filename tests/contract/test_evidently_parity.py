@@ -29,7 +29,7 @@ def numbers() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
         "plain": (moved, base),
         "same": (base, base),
-        "longer_window": (rng.normal(size=2 * ROWS), base),
+        "longer_window": (rng.normal(size=ROWS + 100), base),
         "missing": (gaps, base),
         "missing_both": (gaps, np.where(base > 1, np.nan, base)),
         "infinite": (infinite, base),
@@ -65,15 +65,19 @@ def labels() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+SLOW = {"TVD", "empirical_mmd"}  # permutation tests: seconds each
+SLOW_CASES = {"plain", "infinite", "tiny_both", "two", "missing"}
+
+
 def cases() -> list[tuple[str, str, FeatureKind]]:
-    found = []
+    found: list[tuple[str, str, FeatureKind]] = []
     for method, spec in METHODS.items():
         if FeatureKind.NUMBER in spec.kinds:
             found += [(method, case, FeatureKind.NUMBER) for case in numbers()]
         if FeatureKind.CATEGORY in spec.kinds:
             kinds = {"bools": FeatureKind.BOOL}
             found += [(method, case, kinds.get(case, FeatureKind.CATEGORY)) for case in labels()]
-    return found
+    return [c for c in found if c[0] not in SLOW or c[1] in SLOW_CASES]
 
 
 def schema(kind: FeatureKind) -> ModelSchema:
@@ -102,15 +106,15 @@ def theirs(window: np.ndarray, reference: np.ndarray, kind: FeatureKind, method:
 
     columns = {"numerical_columns" if kind is FeatureKind.NUMBER else "categorical_columns": ["x"]}
     definition = evidently.DataDefinition(**columns)
-    sides = [
-        evidently.Dataset.from_pandas(pd.DataFrame({"x": pd.Series(side)}), definition)
-        for side in (window, reference)
-    ]
     report = evidently.Report(
         [ValueDrift(column="x", method=method.name, threshold=method.threshold)], include_tests=True
     )
-    np.random.seed(0)
     with quiet():
+        sides = [
+            evidently.Dataset.from_pandas(pd.DataFrame({"x": pd.Series(side)}), definition)
+            for side in (window, reference)
+        ]
+        np.random.seed(0)
         result = report.run(*sides)
     [metric], [test] = result.dict()["metrics"], result.dict()["tests"]
     return float(metric["value"]), test["status"] == TestStatus.FAIL
@@ -124,12 +128,11 @@ def test_drift_is_evidently_s_own(method: str, case: str, kind: FeatureKind) -> 
     assert measured.rows == (~pd.isna(pd.Series(window).replace([INF, -INF], np.nan))).sum()
     try:
         score, drifted = theirs(window, reference, kind, chosen)
-    except Exception as exc:  # noqa: BLE001  Evidently raises whatever SciPy does
-        if METHODS[method].equal_rows and "equal length" in str(exc) + method.replace("g_test", "equal length"):
-            assert measured.value is not None or measured.reason  # driftd cuts the longer side, Evidently refuses
+    except Exception:  # noqa: BLE001  Evidently raises whatever SciPy does
+        if METHODS[method].equal_rows and measured.value is not None:
+            assert len(window) != len(reference) or case == "missing"  # driftd cuts the longer side
         else:
-            assert measured.value is None
-            assert measured.drifted is None
+            assert (measured.value, measured.drifted) == (None, None)
             assert measured.reason.startswith(f"{method} failed: ")
         return
     if math.isnan(score):
@@ -246,11 +249,9 @@ def test_the_report_s_share_takes_infinite_values_in_while_driftd_leaves_them_ou
         if m.measure is Measure.DRIFT_SHARE
     ]
     assert share == 0
-    try:
-        theirs_share = preset(infinite, reference)["share"]
-    except Exception:  # noqa: BLE001  depending on the column, Evidently raises instead
-        return
-    assert theirs_share != share
+    expected = preset(infinite, reference)
+    assert expected["feature_n1"] < 0.1  # its own `ValueDrift` sees no drift in this column
+    assert expected["share"] == pytest.approx(1 / 7)
 
 
 BINARY = ModelSchema("m", Task.BINARY, (), classes=("no", "yes"), positive="yes")

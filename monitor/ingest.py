@@ -1,0 +1,208 @@
+"""The polling loop: source -> decode -> lake -> commit, as a pipeline of two threads.
+
+Invariant: a position is committed only after everything before it is durable in the lake, as rows or as dead letters.
+The polling thread never decodes or writes, so it always polls in time; while the lake is behind, the source is paused.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from monitor.errors import TransientError
+from monitor.events import Limits, Rejected, dead_letter_frame, decode
+from monitor.lake import Lake, Table
+from monitor.metrics import Metrics
+from monitor.sources import Records, Source, SourceRefused, Stream
+from retrain.schema import ModelSchema
+
+log = structlog.get_logger()
+
+_TABLES = {Stream.PREDICTIONS: Table.PREDICTIONS, Stream.LABELS: Table.LABELS}
+_IN_FLIGHT = 2
+_BATCH_BYTES = 64 * 2**20
+_BACKOFF = (0.5, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPolicy:
+    batch_rows: int
+    batch_wait: timedelta
+    max_age: timedelta
+    max_future: timedelta
+    max_bytes: int
+
+
+@dataclass(slots=True)
+class _Buffer:
+    records: list[Records] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    since: float = 0.0
+
+    def add(self, polled: Sequence[Records]) -> None:
+        if not self.records:
+            self.since = time.monotonic()
+        for group in polled:
+            self.records.append(group)
+            self.rows += len(group.values)
+            self.bytes += sum(map(len, filter(None, group.values)))
+
+
+class Writer:
+    """Makes one batch durable. Retries for as long as it takes, unless told to stop."""
+
+    def __init__(self, lake: Lake, schemas: Mapping[str, ModelSchema], policy: IngestPolicy, metrics: Metrics):
+        self._lake = lake
+        self._schemas = schemas
+        self._policy = policy
+        self._metrics = metrics
+        self.stopping = threading.Event()
+
+    def write(self, records: Sequence[Records], now: datetime | None = None) -> dict[str, int]:
+        """Append a batch. Returns the positions to commit. Raises TransientError only when stopping."""
+        started = time.monotonic()
+        now = now or datetime.now(UTC)
+        delay = _BACKOFF[0]
+        while True:
+            try:
+                self._append(records, now)
+            except TransientError as exc:
+                self._metrics.batches.labels("failed").inc()
+                self._metrics.ready.labels("lake").set(0)
+                log.warning("lake_unavailable", detail=str(exc), retry_in=round(delay, 1))
+                if self.stopping.wait(delay * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, not a secret
+                    raise
+                delay = min(delay * 2, _BACKOFF[1])
+                continue
+            self._metrics.batches.labels("ok").inc()
+            self._metrics.ready.labels("lake").set(1)
+            self._metrics.append_seconds.observe(time.monotonic() - started)
+            self._metrics.ingested_at.set_to_current_time()
+            return {group.partition: group.next_offset for group in records}
+
+    def _append(self, records: Sequence[Records], now: datetime) -> None:
+        policy = self._policy
+        limits = Limits(now, policy.max_age, policy.max_future, policy.max_bytes)
+        rejected: list[Rejected] = []
+        for stream in Stream:
+            mine = [r for r in records if r.stream is stream]
+            if not mine:
+                continue
+            decoded = decode(stream, mine, self._schemas, limits)
+            for model, frame in decoded.frames.items():
+                appended = self._lake.append(_TABLES[stream], frame, model)
+                self._metrics.events.labels(model, stream.value).inc(appended)
+                self._metrics.unknown_fields.labels(model).inc(decoded.unknown_fields.get(model, 0))
+            rejected += decoded.rejected
+        if rejected:
+            self._lake.append(Table.DEAD_LETTERS, dead_letter_frame(rejected, now))
+            for r in rejected:
+                self._metrics.dead_letters.labels(r.stream.value, r.reason.value).inc()
+            log.warning("events_rejected", count=len(rejected), first_reason=rejected[0].reason.value)
+
+
+class Ingest:
+    """Owns the source. `run` until `stop` is set; then flush, commit, leave."""
+
+    def __init__(self, source: Source, writer: Writer, policy: IngestPolicy, metrics: Metrics):
+        self._source = source
+        self._writer = writer
+        self._policy = policy
+        self._metrics = metrics
+        self._buffer = _Buffer()
+        self._in_flight: list[Future[dict[str, int]]] = []
+        self._paused = False
+        self._delay = _BACKOFF[0]
+        self._lag_at = 0.0
+        self.polled_at = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="writer") as executor:
+            try:
+                while not stop.is_set():
+                    self._step(executor, stop)
+                self._finish(executor)
+            finally:
+                self._writer.stopping.set()
+                self._source.close()
+
+    def _step(self, executor: ThreadPoolExecutor, stop: threading.Event) -> None:
+        try:
+            self._settle()
+            self._balance()
+            polled = self._source.poll(
+                0.2, self._policy.batch_rows - min(self._buffer.rows, self._policy.batch_rows - 1)
+            )
+        except TransientError as exc:
+            self._unavailable(exc, stop)
+            return
+        self.polled_at = time.monotonic()
+        self._delay = _BACKOFF[0]
+        self._metrics.ready.labels("source").set(1)
+        self._buffer.add(polled)
+        if self._due():
+            self._submit(executor)
+        self._report_lag()
+
+    def _due(self) -> bool:
+        buffer, policy = self._buffer, self._policy
+        if not buffer.records:
+            return False
+        full = buffer.rows >= policy.batch_rows or buffer.bytes >= _BATCH_BYTES
+        return full or time.monotonic() - buffer.since >= policy.batch_wait.total_seconds()
+
+    def _submit(self, executor: ThreadPoolExecutor) -> None:
+        if len(self._in_flight) < _IN_FLIGHT:
+            batch, self._buffer = self._buffer, _Buffer()
+            self._in_flight.append(executor.submit(self._writer.write, batch.records))
+
+    def _settle(self) -> None:
+        """Commit what has become durable, in order."""
+        while self._in_flight and self._in_flight[0].done():
+            self._source.commit(self._in_flight[0].result())
+            self._in_flight.pop(0)
+
+    def _balance(self) -> None:
+        behind = len(self._in_flight) >= _IN_FLIGHT and self._due()
+        if behind != self._paused:
+            (self._source.pause if behind else self._source.resume)()
+            self._paused = behind
+            self._metrics.paused.set(float(behind))
+
+    def _unavailable(self, exc: TransientError, stop: threading.Event) -> None:
+        kind = "refused" if isinstance(exc, SourceRefused) else "unavailable"
+        self._metrics.source_errors.labels(kind).inc()
+        self._metrics.ready.labels("source").set(0)
+        log.warning(f"source_{kind}", detail=str(exc), retry_in=round(self._delay, 1))
+        self.polled_at = time.monotonic()
+        stop.wait(self._delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+        self._delay = min(self._delay * 2, _BACKOFF[1])
+
+    def _report_lag(self) -> None:
+        if time.monotonic() - self._lag_at < 5:
+            return
+        self._lag_at = time.monotonic()
+        self._metrics.lag.clear()
+        for partition, lag in self._source.lag().items():
+            self._metrics.lag.labels(partition).set(lag)
+
+    def _finish(self, executor: ThreadPoolExecutor) -> None:
+        """Within the time a stop may take: write what was read, commit it. What fails is read again later."""
+        self._writer.stopping.set()
+        if self._buffer.records:
+            self._in_flight.append(executor.submit(self._writer.write, self._buffer.records))
+        deadline = time.monotonic() + 6
+        for future in self._in_flight:
+            try:
+                self._source.commit(future.result(timeout=max(0.0, deadline - time.monotonic())))
+            except (TransientError, TimeoutError) as exc:
+                log.warning("batch_left_for_restart", detail=str(exc))
+                return

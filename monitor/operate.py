@@ -1,0 +1,81 @@
+"""What people ask for from outside the daemon: a retrain now, the report of a window.
+
+Invariant: goes through the same policy, ledger and tables as the daemon's own decisions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from monitor.config import ConfigError, LoadedConfig
+from monitor.lake import Lake, Table
+from monitor.ledger import Ledger
+from monitor.measure.reports import ReportTask, make_report
+from monitor.measurement import WindowKey
+from monitor.plan import plans
+from monitor.supervisor import job_history
+from monitor.triggers import Cause, Suppressed, decide
+from retrain.request import RetrainRequest, TriggerKind
+from retrain.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class ManualDecision:
+    request: RetrainRequest | None
+    detail: str
+
+    def to_words(self) -> str:
+        return f"retrain requested, job {self.request.id}" if self.request else f"not retrained: {self.detail}"
+
+
+def request_retrain(
+    loaded: LoadedConfig, ledger: Ledger, store: Store, model: str, actor: str, reason: str, now: datetime
+) -> ManualDecision:
+    """Decide and record a person's request; the daemon hands it to a job."""
+    cause = Cause(
+        model=model,
+        trigger=TriggerKind.MANUAL,
+        occasion=f"{actor}/{now.isoformat()}",
+        reason=f"asked for by {actor}" + (f": {reason}" if reason else ""),
+        evidence={"actor": actor},
+    )
+    decision = decide(cause, plans(loaded)[model].triggers, job_history(store, model, None, now), now)
+    ledger.decide(decision, now)
+    if isinstance(decision, Suppressed):
+        return ManualDecision(None, decision.detail)
+    return ManualDecision(decision, "")
+
+
+def write_window_report(loaded: LoadedConfig, model: str, version: str | None, end: datetime | None) -> str:
+    """Path of the HTML report of a measured window. Raises ConfigError naming what there is instead."""
+    config, plan = loaded.config, plans(loaded)[model]
+    lake = Lake(config.lake_uri, config.storage_options())
+    lazy = lake.scan(Table.MEASUREMENTS, model)
+    windows = (
+        lazy.select("model_version", "window_start", "window_end").unique().sort("window_end").collect()
+        if lazy is not None
+        else pl.DataFrame()
+    )
+    if not windows.height:
+        raise ConfigError([f"{model}: no window has been measured yet"])
+    chosen = windows
+    if version is not None:
+        chosen = chosen.filter(pl.col("model_version") == version)
+    if end is not None:
+        chosen = chosen.filter(pl.col("window_end") == end)
+    if not chosen.height:
+        first, last = windows["window_end"].min(), windows["window_end"].max()
+        versions = ", ".join(windows["model_version"].unique().sort().to_list())
+        raise ConfigError(
+            [f"{model}: no such window; there are windows ending {first} to {last}, versions {versions}"]
+        )
+    name, start, stop = chosen.row(-1)
+    task = ReportTask(
+        lake.uri, lake.options, plan, WindowKey(model, name, start, stop), str(config.state / "reports")
+    )
+    if (path := make_report(task)) is None:
+        raise ConfigError([f"{model}: version {name} has no reference yet: it is still warming up"])
+    return path

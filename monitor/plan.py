@@ -1,0 +1,152 @@
+"""Configuration -> what the evaluating half works with, in the types of the core.
+
+Invariant: pure; the only place where a default depends on another setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from monitor.config import DEFAULT_RULES, Config, LoadedConfig, ModelConfig, RuleConfig, Secret
+from monitor.measure.methods import DriftMethod, default_method, drift_method
+from monitor.measure.worker import ReferenceSource
+from monitor.measurement import Measure
+from monitor.rules import Rule
+from monitor.triggers import TriggerPolicy
+from monitor.windows import WindowPolicy
+from retrain.config import RetrainConfig
+from retrain.schema import FeatureKind, ModelSchema, Task
+
+DEFAULT_METRICS: Mapping[Task, tuple[str, ...]] = {
+    Task.BINARY: ("roc_auc", "balanced_accuracy", "accuracy", "f1", "log_loss"),
+    Task.MULTICLASS: ("balanced_accuracy", "accuracy", "f1_macro"),
+    Task.REGRESSION: ("mae", "rmse", "r2", "bias"),
+}
+"""The first one is what rules and gates judge unless they name another."""
+_JUDGED = (Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """Everything configured about one model."""
+
+    schema: ModelSchema
+    windows: WindowPolicy
+    min_rows: int
+    max_rows: int
+    warmup_windows: int
+    metrics: tuple[str, ...]
+    segment_min_rows: int
+    methods: Mapping[str, DriftMethod]
+    rules: tuple[Rule, ...]
+    triggers: TriggerPolicy
+    new_labels: int | None
+    schedule: str | None
+    reference: ReferenceSource
+    registered_model: str
+    retrain: RetrainConfig
+
+    @property
+    def model(self) -> str:
+        return self.schema.model
+
+
+def plans(loaded: LoadedConfig) -> dict[str, ModelPlan]:
+    """A plan per model of the configuration."""
+    return {m: _plan(loaded.config, s, loaded.schemas[m]) for m, s in loaded.config.models.items()}
+
+
+def _plan(config: Config, section: ModelConfig, schema: ModelSchema) -> ModelPlan:
+    metrics = section.metrics or DEFAULT_METRICS[section.task]
+    rules = section.rules
+    if rules is None:
+        rules = tuple(RuleConfig.model_validate(r) for r in DEFAULT_RULES[section.task])
+    retrain = section.retrain
+    if retrain.gates.metric is None:
+        gates = retrain.gates.model_copy(update={"metric": metrics[0]})
+        retrain = retrain.model_copy(update={"gates": gates})
+    windows = section.windows
+    name = section.registered_model or schema.model
+    return ModelPlan(
+        schema=schema,
+        windows=WindowPolicy(
+            size=windows.size,
+            lateness=windows.lateness,
+            idle_after=windows.idle_after,
+            min_coverage=windows.min_coverage,
+            max_delay=windows.max_delay,
+        ),
+        min_rows=windows.min_rows,
+        max_rows=windows.max_rows,
+        warmup_windows=section.reference.warmup_windows,
+        metrics=metrics,
+        segment_min_rows=retrain.gates.segment_min_rows,
+        methods=_methods(section, schema),
+        rules=tuple(_rule(r, metrics[0]) for r in rules),
+        triggers=TriggerPolicy(
+            enabled=retrain.enabled,
+            cooldown=retrain.cooldown,
+            max_per_day=retrain.max_per_day,
+            stop_after_rejected=retrain.stop_after_rejected,
+        ),
+        new_labels=section.new_labels,
+        schedule=section.schedule,
+        reference=ReferenceSource(
+            folder=str((config.state / "references" / schema.model).absolute()),
+            path=section.reference.path,
+            tracking_uri=config.tracking_uri,
+            registered_model=name,
+            max_rows=section.reference.max_rows,
+        ),
+        registered_model=name,
+        retrain=retrain,
+    )
+
+
+def _methods(section: ModelConfig, schema: ModelSchema) -> dict[str, DriftMethod]:
+    """Per feature: its own setting, else its kind's, else the shipped default."""
+    chosen = {}
+    for feature in schema.features:
+        kind = "number" if feature.kind is FeatureKind.NUMBER else "category"
+        setting = section.drift.get(feature.name) or section.drift.get(kind)
+        if setting is not None:
+            chosen[feature.name] = drift_method(setting.method, setting.threshold)
+        else:
+            chosen[feature.name] = default_method(feature.kind)
+    for special in ("prediction", "label"):
+        if (setting := section.drift.get(special)) is not None:
+            chosen[special] = drift_method(setting.method, setting.threshold)
+    return chosen
+
+
+def _rule(rule: RuleConfig, judged_metric: str) -> Rule:
+    metric = rule.metric or (judged_metric if rule.measure in _JUDGED else None)
+    return Rule(
+        name=rule.name,
+        measure=rule.measure,
+        above=rule.above,
+        below=rule.below,
+        clear=rule.clear,
+        feature=rule.feature,
+        metric=metric,
+        segment=rule.segment,
+        sustained=rule.for_,
+        keep_firing_for=rule.keep_firing_for,
+        severity=rule.severity,
+        action=rule.action,
+    )
+
+
+def job_storage_options(config: Config) -> dict[str, str]:
+    """Storage options as a job may store them: secrets by the name of an environment variable."""
+    return {k: f"env:{_variable(k, v)}" if isinstance(v, Secret) else v for k, v in config.lake.options.items()}
+
+
+def job_environment(config: Config) -> dict[str, str]:
+    """The variables that `job_storage_options` names, for the job's process."""
+    return {_variable(k, v): v.reveal() for k, v in config.lake.options.items() if isinstance(v, Secret)}
+
+
+def _variable(option: str, secret: Secret) -> str:
+    return secret.env or f"DRIFTD_LAKE_{option.upper()}"

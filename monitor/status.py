@@ -1,0 +1,103 @@
+"""What driftd knows of each model, as data and in words: for the CLI, the HTTP API and the status page.
+
+Invariant: reads the control database only, so it answers with the daemon stopped, and never writes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from monitor.ledger import REQUESTED, Decision, Ledger
+from monitor.rules import Phase
+from retrain.states import IN_FLIGHT
+from retrain.store import Job, Store
+
+
+def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 10) -> dict[str, Any]:
+    """Rules, decisions and jobs of one model; JSON values only."""
+    records = ledger.rule_records(model)
+    jobs = store.list_jobs(model, limit=decisions)
+    decided = ledger.decisions(model, decisions)
+    moves = store.alias_moves(model, "champion")
+    firing = [r for r in records.values() if r.state.phase is Phase.FIRING]
+    return {
+        "model": model,
+        "champion": moves[0].version if moves else None,
+        "state": "firing" if firing else "ok" if records else "no windows yet",
+        "summary": summary(decided, jobs),
+        "rules": [
+            {
+                "rule": r.rule,
+                "version": r.version,
+                "phase": r.state.phase.value,
+                "verdict": r.verdict.value,
+                "value": r.value,
+                "window_end": r.state.at.isoformat() if r.state.at else None,
+                "reason": r.reason,
+            }
+            for r in sorted(records.values(), key=lambda r: (r.version, r.rule))
+        ],
+        "decisions": [_decision(d) for d in decided],
+        "transitions": [
+            {**t, "at": t["at"].isoformat(), "recorded_at": t["recorded_at"].isoformat()}
+            for t in ledger.transitions(model, decisions)
+        ],
+        "jobs": [_job(j) for j in jobs],
+        "champions": [
+            {"version": m.version, "since": m.at.isoformat(), "by": m.actor, "reason": m.reason} for m in moves[:10]
+        ],
+    }
+
+
+def summary(decisions: list[Decision], jobs: list[Job]) -> str:
+    """The newest thing worth saying: "retraining: training since ..", "not retrained: cooldown until 14:10"."""
+    running = next((j for j in jobs if j.state in IN_FLIGHT), None)
+    if running is not None:
+        waiting = f" ({running.waiting})" if running.waiting else ""
+        return f"retraining: {running.state.value} since {_clock(running.updated_at)}{waiting}, job {running.id}"
+    ended = jobs[0] if jobs else None
+    newest = decisions[0] if decisions else None
+    if (
+        newest is not None
+        and newest.outcome != REQUESTED
+        and (ended is None or newest.recorded_at > ended.updated_at)
+    ):
+        return f"not retrained: {newest.detail}; wanted because {newest.cause}"
+    if ended is not None:
+        why = f": {ended.error}" if ended.error else ""
+        return f"last job {ended.id} {ended.state.value} at {_clock(ended.updated_at)}{why}"
+    return 'never retrained: no rule with action = "retrain" has fired'
+
+
+def _decision(d: Decision) -> dict[str, Any]:
+    if d.outcome == REQUESTED:
+        words = f"retrain requested: {d.cause}" + (f" ({d.detail})" if d.detail else "")
+    else:
+        words = f"not retrained: {d.detail}; wanted because {d.cause}"
+    return {
+        "at": d.recorded_at.isoformat(),
+        "trigger": d.trigger,
+        "outcome": d.outcome,
+        "words": words,
+        "request": d.request_id,
+        "evidence": dict(d.evidence),
+    }
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "state": job.state.value,
+        "trigger": job.spec.request.trigger.value,
+        "reason": job.spec.request.reason,
+        "created_at": job.created_at.isoformat(),
+        "updated_at": job.updated_at.isoformat(),
+        "waiting": job.waiting,
+        "error": job.error,
+        "result": dict(job.result),
+    }
+
+
+def _clock(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,150 @@
+"""Hands recorded requests to the job store and keeps one process going for every job that needs one.
+
+Invariant: effects come after the record: a request is handed over only once it stands in the ledger, and handing it
+over twice is handing it over once. Jobs run in their own session, so they outlive a restart of the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from monitor.ledger import Ledger
+from monitor.metrics import Metrics
+from monitor.triggers import JobHistory
+from retrain.request import RetrainRequest
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import UNSUCCESSFUL, Job, Store, SubmitOutcome
+
+log = structlog.get_logger()
+
+SpecOf = Callable[[RetrainRequest], JobSpec]
+
+
+class Supervisor:
+    """Submits requests, starts job processes, notes their ends."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        spec_of: SpecOf,
+        watch_due: Callable[[Job], bool],
+        control_url: str,
+        environment: Mapping[str, str],
+        log_folder: Path,
+        metrics: Metrics,
+    ):
+        self._ledger = ledger
+        self._store = store
+        self._spec_of = spec_of
+        self._watch_due = watch_due
+        self._control_url = control_url
+        self._environment = environment
+        self._log_folder = log_folder
+        self._metrics = metrics
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._not_before: dict[str, float] = {}
+        self._seen: dict[str, JobState] = {}
+
+    def submit(self, now: datetime) -> None:
+        """Hand over what is recorded and not yet handed over."""
+        for request in self._ledger.undispatched():
+            try:
+                spec = self._spec_of(request)
+            except KeyError:
+                self._ledger.mark_dispatched(request.id, "dropped: the model is no longer configured")
+                continue
+            submission = self._store.submit(spec, now)
+            note = ""
+            if submission.outcome is SubmitOutcome.IN_FLIGHT:
+                note = f"dropped: job {submission.job_id} is in flight"
+            self._ledger.mark_dispatched(request.id, note)
+
+    def supervise(self, now: datetime) -> None:
+        """Reap ended processes, start one for each job without."""
+        self.submit(now)
+        self._reap(now)
+        busy = set(self._processes)
+        watched = self._store.list_jobs(states={JobState.PROMOTED}, limit=100)
+        for job in (*self._store.drivable(now), *(j for j in watched if self._watch_due(j))):
+            if job.id not in busy and now.timestamp() >= self._not_before.get(job.id, 0.0):
+                self._start(job, now)
+        self._observe()
+
+    def close(self) -> None:
+        """Leave running jobs to themselves; the next daemon finds them by their lease."""
+        self._processes.clear()
+
+    def _start(self, job: Job, now: datetime) -> None:
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        path = self._log_folder / f"{job.id}.log"
+        with path.open("ab") as output:
+            self._processes[job.id] = subprocess.Popen(
+                [sys.executable, "-m", "retrain", "run", job.id],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **self._environment, "DRIFTD_CONTROL": self._control_url},
+            )
+        delay = min(300.0, 5.0 * 2**job.attempt)
+        self._not_before[job.id] = now.timestamp() + delay
+        log.info("job_started", model=job.model, job=job.id, state=job.state.value, attempt=job.attempt + 1)
+
+    def _reap(self, now: datetime) -> None:
+        for job_id, process in list(self._processes.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._processes[job_id]
+            self._metrics.job_process_exits.labels("ok" if code == 0 else "failed").inc()
+            if code != 0:
+                job = self._store.get(job_id)
+                if job.lease_owner is not None:
+                    self._store.release(job_id, job.lease_owner)
+                log.warning("job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / job_id))
+
+    def _observe(self) -> None:
+        counts: dict[tuple[str, JobState], int] = {}
+        for job in self._store.list_jobs(limit=1000):
+            counts[job.model, job.state] = counts.get((job.model, job.state), 0) + 1
+            before = self._seen.get(job.id)
+            if before is not job.state:
+                self._seen[job.id] = job.state
+                if before is not None:
+                    log.info("job_advanced", model=job.model, job=job.id, state=job.state.value, error=job.error)
+        for model in {m for m, _ in counts}:
+            for state in JobState:
+                self._metrics.jobs.labels(model, state.value).set(counts.get((model, state), 0))
+
+
+def job_history(store: Store, model: str, firing_since: datetime | None, now: datetime) -> JobHistory:
+    """What triggers must know of a model's jobs. Failures from before the rule began to fire do not count."""
+    in_flight = store.in_flight(model)
+    last = store.last_ended(model)
+    rejected = 0
+    for job in store.list_jobs(model, limit=50):
+        if job.ended_at is None:
+            continue
+        if job.state not in UNSUCCESSFUL or (firing_since and job.created_at < firing_since):
+            break
+        rejected += 1
+    moves = store.alias_moves(model, "champion")
+    return JobHistory(
+        in_flight=in_flight.id if in_flight else None,
+        last_ended_at=last.ended_at if last else None,
+        last_ended_state=last.state.value if last else None,
+        started_today=store.count_since(
+            model, now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        ),
+        rejected_in_a_row=rejected,
+        champion=moves[0].version if moves else None,
+    )

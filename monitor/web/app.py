@@ -1,0 +1,149 @@
+"""Routes of the HTTP port. Handlers are thin: they read through `status` and act through the ledger and the store."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from monitor.errors import TransientError
+from monitor.metrics import Metrics
+from monitor.web.page import render
+
+
+@dataclass(frozen=True, slots=True)
+class WebActions:
+    """What the routes need of the daemon. `ready` answers {component: problem or ""}."""
+
+    alive: Callable[[], str]
+    ready: Callable[[], Mapping[str, str]]
+    status: Callable[[], dict[str, Any]]
+    retrain: Callable[[str, str, str], dict[str, Any]]
+    approve: Callable[[str, str], None]
+    reject: Callable[[str, str, str], None]
+    rollback: Callable[[str, str, str], dict[str, Any]]
+
+
+def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:
+    """The ASGI application. Without a token every call that changes state answers 403."""
+
+    async def metrics_route(_: Request) -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(_: Request) -> Response:
+        problem = actions.alive()
+        return JSONResponse({"alive": not problem, "problem": problem}, status_code=503 if problem else 200)
+
+    async def readyz(_: Request) -> Response:
+        components = dict(actions.ready())
+        bad = {name: text for name, text in components.items() if text}
+        body = {"ready": not bad, "components": {n: t or "ok" for n, t in components.items()}}
+        return JSONResponse(body, status_code=503 if bad else 200)
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(render(await run_in_threadpool(actions.status)))
+
+    async def status(_: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(actions.status))
+
+    async def model(request: Request) -> Response:
+        found = (await run_in_threadpool(actions.status))["models"]
+        name = request.path_params["model"]
+        if name not in found:
+            raise HTTPException(404, f"no model {name!r}; configured are {', '.join(sorted(found))}")
+        return JSONResponse(found[name])
+
+    async def retrain(request: Request) -> Response:
+        name, body = request.path_params["model"], await _body(request)
+        answer = await run_in_threadpool(actions.retrain, name, _actor(body), str(body.get("reason", "")))
+        return JSONResponse(answer, status_code=202)
+
+    async def rollback(request: Request) -> Response:
+        name, body = request.path_params["model"], await _body(request)
+        reason = str(body.get("reason", ""))
+        return JSONResponse(await run_in_threadpool(actions.rollback, name, _actor(body), reason))
+
+    async def approve(request: Request) -> Response:
+        body = await _body(request)
+        await run_in_threadpool(actions.approve, request.path_params["job"], _actor(body))
+        return JSONResponse({"approved": request.path_params["job"]})
+
+    async def reject(request: Request) -> Response:
+        job, body = request.path_params["job"], await _body(request)
+        await run_in_threadpool(actions.reject, job, _actor(body), str(body.get("reason", "")))
+        return JSONResponse({"rejected": job})
+
+    async def _body(request: Request) -> dict[str, Any]:
+        _authorize(request, token)
+        if not await request.body():
+            return {}
+        try:
+            body = await request.json()
+        except ValueError as exc:
+            raise HTTPException(400, f"the body is not JSON: {exc}") from exc
+        if not isinstance(body, dict):
+            raise HTTPException(400, "the body must be a JSON object")
+        return body
+
+    reports.mkdir(parents=True, exist_ok=True)
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/metrics", metrics_route),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/api/v1/status", status),
+            Route("/api/v1/models/{model}", model),
+            Route("/api/v1/models/{model}/retrain", retrain, methods=["POST"]),
+            Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),
+            Route("/api/v1/jobs/{job}/approve", approve, methods=["POST"]),
+            Route("/api/v1/jobs/{job}/reject", reject, methods=["POST"]),
+            Mount("/reports", StaticFiles(directory=reports)),
+        ],
+        exception_handlers={
+            HTTPException: _problem,
+            TransientError: _unavailable,
+            LookupError: _not_found,
+            ValueError: _conflict,
+        },
+    )
+
+
+def _actor(body: Mapping[str, Any]) -> str:
+    return str(body.get("actor") or "http")
+
+
+def _authorize(request: Request, token: str | None) -> None:
+    if token is None:
+        raise HTTPException(403, "set http.token to allow calls that change state")
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        raise HTTPException(401, "send the header Authorization: Bearer <http.token>")
+
+
+async def _problem(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return JSONResponse({"error": exc.detail}, status_code=exc.status_code)
+
+
+async def _unavailable(_: Request, exc: Exception) -> Response:
+    return JSONResponse({"error": str(exc)}, status_code=503)
+
+
+async def _not_found(_: Request, exc: Exception) -> Response:
+    return JSONResponse({"error": str(exc)}, status_code=404)
+
+
+async def _conflict(_: Request, exc: Exception) -> Response:
+    return JSONResponse({"error": str(exc)}, status_code=409)

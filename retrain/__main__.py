@@ -1,0 +1,62 @@
+"""`python -m retrain run JOB_ID --control URL`: the process of one job.
+
+Exit codes: 0 the job went as far as it can for now, 1 a bug (recorded as the job's failure, traceback on stderr),
+2 wrong usage, 3 another process drives the job. SIGTERM leaves the job where it is, to be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m retrain")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="drive one job as far as it goes")
+    run.add_argument("job_id")
+    run.add_argument(
+        "--control",
+        default=os.environ.get("DRIFTD_CONTROL"),
+        help="URL of the control database; better by the variable DRIFTD_CONTROL when it holds a password",
+    )
+    arguments = parser.parse_args(argv)
+    if not arguments.control:
+        parser.error("--control or DRIFTD_CONTROL is needed")
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before scikit-learn loads OpenMP
+    import structlog
+
+    from retrain.errors import LeaseLost, UnknownJob
+    from retrain.job import Driver
+    from retrain.store import open_store
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    log = structlog.get_logger()
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, lambda *_: stopping.set())
+    driver = Driver(open_store(arguments.control), environ=dict(os.environ), stopping=stopping)
+    try:
+        state = driver.drive(arguments.job_id)
+    except LeaseLost as exc:
+        log.warning("job_not_driven", job_id=arguments.job_id, reason=str(exc))
+        return 3
+    except UnknownJob as exc:
+        parser.error(str(exc))
+    log.info("job_process_ended", job_id=arguments.job_id, state=state.value)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

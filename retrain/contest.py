@@ -1,0 +1,84 @@
+"""Who the challenger is measured against, and how that went.
+
+Invariant: a registered champion that cannot be measured never counts as beaten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+
+from retrain.evaluate import (
+    Evaluation,
+    Side,
+    as_served,
+    constant,
+    evaluate,
+    quality_metric,
+    score,
+)
+from retrain.frame import labels_array
+from retrain.gates import GateResult, judge
+from retrain.model_files import LoadedModel, UnusableModel
+from retrain.quality import METRICS, Comparison, measure
+from retrain.snapshot import Snapshot
+from retrain.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    champion: Evaluation | None
+    challenger: Evaluation
+    comparison: Comparison | None
+    gates: tuple[GateResult, ...]
+
+
+def champion_side(
+    spec: JobSpec,
+    snapshot: Snapshot,
+    holdout: pl.DataFrame,
+    version: str | None,
+    load: Callable[[str], LoadedModel],
+) -> Side | str:
+    """The champion's predictions: by its model, else as served, else (no champion at all) a constant guess. A text
+    when there is a champion and neither its model nor its recorded predictions can be used."""
+    schema = spec.schema
+    if version is None:
+        served = as_served(holdout, schema, "no champion is registered")
+        return served or constant(snapshot.train(), len(holdout), schema)
+    try:
+        model = load(version)
+        return score(model, holdout, schema, source=f"version {version}", version=version, inputs=model.inputs)
+    except UnusableModel as exc:
+        why = str(exc)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as exc:  # its code, on our rows
+        why = f"cannot score the holdout: {type(exc).__name__}: {exc}"
+    served = as_served(holdout, schema, f"version {version} {why}")
+    return served or f"version {version} {why}, and too few holdout rows hold its predictions"
+
+
+def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout: pl.DataFrame) -> Contest:
+    """Both evaluations and every gate but the smoke test. Raises ValueError for a metric that does not fit."""
+    gates, schema = spec.config.gates, spec.schema
+    metric = quality_metric(schema, gates.metric)
+    if isinstance(champion, str):
+        labels = labels_array(holdout, schema)
+        scores = {name: measure(name, labels, challenger.predictions, schema) for name in METRICS[schema.task]}
+        alone = Evaluation(
+            challenger.source, None, len(holdout), scores, {}, challenger.seconds_per_row, challenger.inputs
+        )
+        failed = GateResult("quality", False, None, gates.margin, f"the champion cannot be measured: {champion}")
+        return Contest(None, alone, None, (failed,))
+    theirs, ours, comparison = evaluate(
+        champion,
+        challenger,
+        holdout,
+        schema,
+        metric=metric,
+        confidence=gates.confidence,
+        resamples=gates.bootstrap,
+        seed=spec.config.seed,
+    )
+    return Contest(theirs, ours, comparison, judge(theirs, ours, comparison, schema, gates))

@@ -1,0 +1,181 @@
+"""Drives one job through its states, in its own process.
+
+Invariant: every step can be repeated; a decision is recorded before its effects; a job process killed at any point is
+followed by one that ends the same way, with one run, one version and one outcome. Only the holder of the lease
+drives.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from retrain.errors import LeaseLost, LostRace, TransientError
+from retrain.retry import Backoff, Retry, Stopped
+from retrain.states import JobState
+from retrain.steps import Next, Steps
+from retrain.store import Job, Store
+
+LEASE = timedelta(seconds=60)
+MOST_STARTS = 10
+"""Processes started for one state; a job that takes its process down each time fails after so many."""
+log = structlog.get_logger()
+ENDED = frozenset({JobState.REJECTED, JobState.FAILED, JobState.WATCHED, JobState.ROLLED_BACK})
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def lease_owner(pid: int | None = None) -> str:
+    """The name a job process on this host holds its lease by; a daemon that saw it die releases it by that."""
+    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    lease: timedelta = LEASE
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Driver:
+    """`checkpoint(name)` is called after each durable step (tests end the process there)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        environ: Mapping[str, str],
+        stopping: threading.Event,
+        clock: Callable[[], datetime] = utc_now,
+        limits: Limits = Limits(),
+        owner: str | None = None,
+        checkpoint: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self._store = store
+        self._environ = environ
+        self._stopping = stopping
+        self._clock = clock
+        self._limits = limits
+        self._owner = owner or lease_owner()
+        self._checkpoint = checkpoint
+
+    def drive(self, job_id: str) -> JobState:
+        """Goes as far as the job can go now and answers where it is: ended, waiting for approval, promoted and
+        being watched, or where it was told to stop. Raises LeaseLost when another process drives it; any other
+        exception has been recorded as the job's failure."""
+        if not self._store.acquire(job_id, self._owner, self._clock(), self._limits.lease):
+            raise LeaseLost(f"job {job_id}: another process holds its lease")
+        try:
+            with self._heartbeat(job_id):
+                return self._drive(job_id)
+        finally:
+            try:
+                self._store.release(job_id, self._owner)
+            except TransientError:
+                log.warning("lease_not_released", job_id=job_id)  # it expires by itself
+
+    def _drive(self, job_id: str) -> JobState:
+        def on_waiting(text: str | None) -> None:
+            self._store.update(job_id, self._owner, waiting=text)
+
+        jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        retry = Retry(self._limits.backoff, self._clock, self._stopping, on_waiting, jitter)
+        while True:
+            job = retry("control database", lambda: self._store.get(job_id))
+            following: Next | None
+            if job.attempt > MOST_STARTS and job.state not in (JobState.PROMOTED, *ENDED):
+                text = f"gave up: {MOST_STARTS} processes ended in state {job.state} without finishing it"
+                following = Next(JobState.FAILED, text, text)
+            else:
+                following = self._step(job, retry)
+            if following is None:
+                return job.state
+            try:
+                self._advance(job, following, retry)
+            except LostRace:
+                log.info("job_moved_by_other", job_id=job_id, state=job.state.value)
+
+    def _step(self, job: Job, retry: Retry) -> Next | None:
+        if job.state in ENDED:
+            return None
+        steps = Steps(
+            self._store, job, self._owner, retry, self._clock, self._environ, self._stopping, self._checkpoint
+        )
+        try:
+            return steps.run()
+        except Stopped:
+            log.info("job_stopped", job_id=job.id, state=job.state.value)
+            return None
+        except (LeaseLost, LostRace):
+            raise
+        except TransientError as exc:
+            if job.state is JobState.PROMOTED:  # asked again later
+                return None
+            text = f"gave up waiting after {self._limits.backoff.deadline}: {exc}"
+            return Next(JobState.FAILED, text, text)
+        except Exception as exc:
+            if job.state is JobState.PROMOTED:
+                raise
+            text = traceback.format_exception_only(exc)[-1].strip()[:1000]
+            self._advance(job, Next(JobState.FAILED, f"a bug or a broken set-up: {text}", text), retry)
+            raise
+
+    def _advance(self, job: Job, following: Next, retry: Retry) -> None:
+        retry(
+            "control database",
+            lambda: self._store.advance(
+                job.id,
+                job.state,
+                following.state,
+                following.detail,
+                self._clock(),
+                owner=self._owner,
+                error=following.error,
+            ),
+        )
+        log.info("job_advanced", job_id=job.id, model=job.model, state=following.state.value, detail=following.detail)
+        self._checkpoint(following.state.value)
+        if following.state in ENDED:
+            _clean(job)
+
+    @contextmanager
+    def _heartbeat(self, job_id: str) -> Iterator[None]:
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self._limits.lease.total_seconds() / 3):
+                try:
+                    if not self._store.renew(job_id, self._owner, self._clock(), self._limits.lease):
+                        log.error("lease_lost", job_id=job_id)
+                        self._stopping.set()
+                        return
+                except TransientError:
+                    log.warning("lease_not_renewed", job_id=job_id)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _clean(job: Job) -> None:
+    """Rows and models of an ended job are in the lake and in MLflow; manifest, log and evaluation stay here."""
+    folder = job.spec.job_dir
+    for name in ("train.parquet", "holdout.parquet", "command_train.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("model", "model.partial", "smoke", "champion", "previous", "reference"):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""What people ask for: approve, reject, roll back, register a first model.
+
+Invariant: each is recorded with who asked for it; one that the recorded state does not allow raises `Refused` and
+changes nothing. The decision is recorded first, except that an alias move is recorded once it happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import polars as pl
+import structlog
+
+from retrain import publish
+from retrain.errors import LostRace, Refused
+from retrain.evaluate import score
+from retrain.model_files import load_model, trusted_for
+from retrain.registry import CHALLENGER, CHAMPION, PREVIOUS, Conflict, Registry
+from retrain.snapshot import write_snapshot
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import AliasMove, Store
+from retrain.trainer import TrainingFailed, run_trainer
+
+log = structlog.get_logger()
+
+
+def approve(store: Store, job_id: str, actor: str, now: datetime) -> None:
+    """The waiting challenger may be promoted; the job goes on when it is run again (`Store.drivable`)."""
+    try:
+        store.approve(job_id, actor, now)
+    except LostRace as exc:
+        raise Refused(str(exc)) from exc
+    log.info("challenger_approved", job_id=job_id, actor=actor)
+
+
+def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: str, now: datetime) -> None:
+    """The waiting challenger is not wanted. Raises TransientError, with the rejection recorded, when only the
+    `challenger` alias could not be removed."""
+    job = store.get(job_id)
+    try:
+        store.advance(job_id, JobState.AWAITING_APPROVAL, JobState.REJECTED, reason, now, actor=actor)
+    except LostRace as exc:
+        raise Refused(str(exc)) from exc
+    log.info("challenger_rejected", job_id=job_id, actor=actor, reason=reason)
+    name = job.spec.registered_model
+    if registry.resolve_alias(name, CHALLENGER) == job.result.get("version"):
+        registry.set_alias(name, CHALLENGER, None)
+
+
+def rollback(
+    store: Store, registry: Registry, model: str, registered_model: str, actor: str, reason: str, now: datetime
+) -> str:
+    """Makes `previous` the champion again and answers its version; the version before it, where known, becomes
+    `previous`. The job that promoted the one rolled back ends as rolled_back."""
+    champion = registry.resolve_alias(registered_model, CHAMPION)
+    previous = registry.resolve_alias(registered_model, PREVIOUS)
+    if previous is None or previous == champion:
+        raise Refused(f"{model}: there is no previous champion to go back to")
+    moves = store.alias_moves(model, CHAMPION)
+    older = next((m.previous_version for m in moves if m.version == previous and m.job_id is not None), None)
+    registry.set_alias(registered_model, CHAMPION, previous)
+    registry.set_alias(registered_model, PREVIOUS, older if older != champion else None)
+    store.record_alias(AliasMove(model, CHAMPION, previous, champion, None, actor, now, reason))
+    job_id = next((m.job_id for m in moves if m.version == champion and m.job_id is not None), None)
+    if job_id is not None and job_id in {j.id for j in store.list_jobs(model, limit=1000)}:
+        state = store.get(job_id).state
+        if state in (JobState.PROMOTED, JobState.WATCHED):
+            store.advance(job_id, state, JobState.ROLLED_BACK, reason, now, actor=actor)
+    log.warning("model_rolled_back", model=model, version=previous, from_version=champion, actor=actor, reason=reason)
+    return previous
+
+
+def register_initial(
+    store: Store,
+    spec: JobSpec,
+    train: pl.DataFrame,
+    holdout: pl.DataFrame,
+    environ: Mapping[str, str],
+    now: datetime,
+    actor: str,
+) -> str:
+    """Trains a first model on rows in lake columns (`holdout` for its reference), registers it as champion and
+    answers its version. `spec.request.id` makes it repeatable. Raises Refused when there is another champion or the
+    training fails."""
+    registry = Registry(spec.tracking_uri)
+    snapshot = write_snapshot(spec, train, holdout, {"delta_version": ""})
+    trained = run_trainer(spec, snapshot.train_path, environ)
+    if isinstance(trained, TrainingFailed):
+        raise Refused(trained.message)
+    model = load_model(trained.model_dir, trusted_for(spec.config))
+    side = score(model, holdout, spec.schema, source="initial")
+    run_id = publish.open_run(registry, spec, snapshot)
+    publish.log_inputs(registry, run_id, spec, snapshot, now)
+    publish.log_challenger(registry, run_id, snapshot.folder, holdout, side, spec.schema)
+    version = publish.register(registry, run_id, spec)
+    moved = registry.promote(spec.registered_model, version, None)
+    if isinstance(moved, Conflict):
+        raise Refused(f"{spec.registered_model} has a champion already: version {moved.found}")
+    registry.end_run(run_id)
+    reason = spec.request.reason
+    store.record_alias(AliasMove(spec.request.model, CHAMPION, version, None, spec.request.id, actor, now, reason))
+    log.info("initial_model_registered", model=spec.request.model, version=version)
+    return version

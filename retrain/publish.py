@@ -1,0 +1,148 @@
+"""What a trained challenger leaves in MLflow: its run, its model, its reference, and, if it earned one, a version.
+
+Invariant: every step can be repeated after a crash without a second run or version.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from retrain.evaluate import Evaluation, Side
+from retrain.gates import GateResult, SmokeTest
+from retrain.model_files import UnusableModel, trusted_for
+from retrain.provenance import git_commit
+from retrain.quality import Comparison
+from retrain.registry import CHALLENGER, MODEL_PATH, Registry
+from retrain.schema import ModelSchema, Task
+from retrain.snapshot import Snapshot
+from retrain.spec import JobSpec
+
+REFERENCE_ROWS = 50_000
+SMOKE_ROWS = 50
+
+
+def reference_rows(holdout: pl.DataFrame, side: Side, schema: ModelSchema) -> pl.DataFrame:
+    """The reference of the new version: the holdout with what the new model says about it, in lake columns; at most
+    REFERENCE_ROWS, evenly spaced over time."""
+    columns: dict[str, Any] = {"prediction": list(side.predictions.values)}
+    scores = side.predictions.scores
+    if scores is not None:
+        table = scores.reshape(len(holdout), -1)
+        columns |= {name: table[:, i] for i, name in enumerate(schema.score_columns)}
+    kept = ["prediction_id", "ts", "label", *schema.segment_columns, *schema.feature_columns]
+    rows = holdout.select(c for c in kept if c in holdout.columns).with_columns(
+        pl.Series(name, values, strict=False) for name, values in columns.items()
+    )
+    if len(rows) > REFERENCE_ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, REFERENCE_ROWS).astype(int)]
+    return rows
+
+
+def open_run(registry: Registry, spec: JobSpec, snapshot: Snapshot) -> str:
+    """The job's run, with everything that says where the model comes from."""
+    manifest = snapshot.manifest
+    tags = {
+        "driftd.model": spec.request.model,
+        "driftd.trigger": spec.request.trigger.value,
+        "driftd.reason": spec.request.reason,
+        "driftd.data_version": str(manifest.get("delta_version", "")),
+        "driftd.rows_digest": manifest["rows_digest"],
+        "driftd.code_digest": manifest["code_digest"],
+        "driftd.config_digest": manifest["config_digest"],
+        "driftd.git_commit": git_commit() or "",
+    }
+    return registry.open_run(spec.registered_model, spec.request.id, tags)
+
+
+def log_inputs(registry: Registry, run_id: str, spec: JobSpec, snapshot: Snapshot, at: datetime) -> None:
+    config = spec.config
+    params = {
+        "trainer": " ".join(config.command) if config.command else config.trainer,
+        "seed": config.seed,
+        "train_rows": snapshot.manifest["train"]["rows"],
+        "holdout_rows": snapshot.manifest["holdout"]["rows"],
+        **{f"parameter.{k}": v for k, v in config.parameters.items()},
+    }
+    registry.log(run_id, at_ms=_ms(at), params=params)
+    registry.log_files(run_id, snapshot.folder / "manifest.json")
+    if (log := snapshot.folder / "trainer.log").exists():
+        registry.log_files(run_id, log)
+
+
+def log_challenger(
+    registry: Registry, run_id: str, folder: Path, holdout: pl.DataFrame, side: Side, schema: ModelSchema
+) -> None:
+    """The model directory and the reference that belongs to it."""
+    registry.log_files(run_id, folder / "model", MODEL_PATH)
+    (folder / "reference").mkdir(exist_ok=True)
+    reference_rows(holdout, side, schema).write_parquet(folder / "reference" / "reference.parquet")
+    registry.log_files(run_id, folder / "reference", "reference")
+
+
+def log_evaluation(
+    registry: Registry,
+    run_id: str,
+    folder: Path,
+    at: datetime,
+    champion: Evaluation | None,
+    challenger: Evaluation,
+    comparison: Comparison | None,
+    gates: tuple[GateResult, ...],
+) -> None:
+    metrics = {f"challenger.{k}": v for k, v in challenger.metrics.items()}
+    metrics |= {f"champion.{k}": v for k, v in champion.metrics.items()} if champion is not None else {}
+    if comparison is not None:
+        metrics |= {
+            "difference": comparison.difference,
+            "difference.low": comparison.low,
+            "difference.high": comparison.high,
+        }
+    failed = {g.name for g in gates if not g.passed}
+    tags = {f"driftd.gate.{g.name}": "failed" if g.name in failed else "passed" for g in gates}
+    registry.log(run_id, at_ms=_ms(at), metrics=metrics, tags=tags)
+    document = {
+        "champion": None if champion is None else champion.to_json(),
+        "challenger": challenger.to_json(),
+        "gates": [g.to_json() for g in gates],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(document, indent=2))
+    registry.log_files(run_id, folder / "evaluation.json")
+
+
+def register(registry: Registry, run_id: str, spec: JobSpec) -> str:
+    """The version of the run's model, under the alias `challenger`."""
+    tags = {"driftd.job_id": spec.request.id, "driftd.trigger": spec.request.trigger.value}
+    version = registry.register(spec.registered_model, run_id, tags)
+    registry.set_alias(spec.registered_model, CHALLENGER, version)
+    return version
+
+
+def smoke_test(registry: Registry, spec: JobSpec, version: str, holdout: pl.DataFrame, side: Side) -> SmokeTest:
+    """Loads the version from the registry as a service would, and expects the predictions of the evaluation."""
+    from retrain.frame import features_frame
+
+    rows = holdout.head(SMOKE_ROWS)
+    folder = spec.job_dir / "smoke"
+    try:
+        model = registry.fetch_model(spec.registered_model, version, folder, trusted_for(spec.config))
+        found = model.predictions(features_frame(rows, spec.schema), spec.schema).values
+    except UnusableModel as exc:
+        return SmokeTest(False, f"version {version} {exc}")
+    expected = side.predictions.values[: len(rows)]
+    if spec.schema.task is Task.REGRESSION:
+        same = bool(np.allclose(found, expected, rtol=1e-6, atol=1e-9))
+    else:
+        same = bool((found == expected).all())
+    if not same:
+        return SmokeTest(False, f"version {version} predicts otherwise than the model that was evaluated")
+    return SmokeTest(True, f"version {version} was loaded from the registry and scored {len(rows)} rows")
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)

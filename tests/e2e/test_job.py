@@ -1,0 +1,224 @@
+"""Whole jobs on generated data: promoted, rejected, killed at every step, waiting for MLflow, rolled back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from retrain.errors import LeaseLost
+from retrain.job import Driver, Limits, utc_now
+from retrain.operate import approve, register_initial, rollback
+from retrain.registry import Registry, import_mlflow
+from retrain.retry import Backoff
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import Store, SubmitOutcome, open_store
+from tests.mlflow_server import MlflowServer
+from tests.retrain_data import NOW, outcomes, spec, write
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
+)
+LOGISTIC = "tests.retrain_data:trains_logistic"
+CHECKPOINTS = [
+    *("snapshot", "training", "trained", "evaluating", "run_opened", "model_logged", "version_registered"),
+    *("decided", "awaiting_approval", "alias_moved", "promoted", "watched"),
+]
+LEASE = timedelta(seconds=2)
+
+
+def store_of(folder: Path) -> Store:
+    return open_store(f"sqlite:///{folder}/control.db")
+
+
+def drive(folder: Path, job_id: str = "job-1", **options: object) -> JobState:
+    limits = Limits(backoff=Backoff(first=0.2, most=1.0))
+    driver = Driver(store_of(folder), environ=dict(os.environ), stopping=threading.Event(), limits=limits, **options)  # type: ignore[arg-type]
+    return driver.drive(job_id)
+
+
+def submit(folder: Path, wanted: JobSpec) -> Store:
+    store = store_of(folder)
+    assert store.submit(wanted, utc_now()).outcome is SubmitOutcome.CREATED
+    return store
+
+
+def versions(wanted: JobSpec) -> list[str]:
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    return sorted(v.version for v in client.search_model_versions(f"name = '{wanted.registered_model}'"))
+
+
+def runs(wanted: JobSpec) -> list[dict[str, str]]:
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    experiment = client.get_experiment_by_name(wanted.registered_model)
+    return [dict(r.data.tags) for r in client.search_runs([experiment.experiment_id])]
+
+
+def drive_until(folder: str, name: str) -> None:
+    """Runs in a child: drives the job and is killed right after the checkpoint `name`."""
+
+    def checkpoint(reached: str) -> None:
+        if reached == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    limits = Limits(lease=LEASE)
+    store = store_of(Path(folder))
+    environ = dict(os.environ)
+    Driver(store, environ=environ, stopping=threading.Event(), limits=limits, checkpoint=checkpoint).drive("job-1")
+
+
+def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, approval="manual")
+    store = submit(tmp_path, wanted)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
+    killed = []
+    for name in CHECKPOINTS:
+        child = context.Process(target=drive_until, args=(str(tmp_path), name))
+        child.start()
+        child.join(120)
+        if child.exitcode == -signal.SIGKILL:
+            killed.append(name)
+            job = store.get("job-1")
+            assert job.lease_owner is not None
+            store.release("job-1", job.lease_owner)  # as a daemon does that saw its job process die
+        if store.get("job-1").state is JobState.AWAITING_APPROVAL and store.get("job-1").approved_by is None:
+            approve(store, "job-1", "ann", utc_now())
+    assert killed == CHECKPOINTS
+    assert store.get("job-1").state is JobState.WATCHED
+    states = [s.to_state.value for s in store.history("job-1")]
+    assert states == [
+        *("requested", "snapshot", "training", "evaluating"),
+        *("awaiting_approval", "awaiting_approval", "promoted", "watched"),
+    ]
+    assert versions(wanted) == ["1"]
+    assert len(runs(wanted)) == 1
+    assert [(m.alias, m.version, m.actor) for m in store.alias_moves("fraud")] == [("champion", "1", "ann")]
+    tags = runs(wanted)[0]
+    assert tags["driftd.decision"] == "promoted"
+    assert tags["driftd.trigger"] == "rule"
+    assert tags["driftd.data_version"] == "0"
+    reference = Registry(wanted.tracking_uri).fetch_reference("fraud", "1", tmp_path / "fetched")
+    assert reference is not None
+    assert {"ts", "label", "prediction", "score", "segment_country", "feature_kind"} <= set(
+        pl.read_parquet(reference).columns
+    )
+
+
+def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200, skill=1.0))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    store = submit(tmp_path, wanted)
+    assert drive(tmp_path) is JobState.REJECTED
+    assert store.history("job-1")[-1].detail.startswith("quality: roc_auc")
+    assert runs(wanted)[0]["driftd.decision"] == "rejected"
+    assert versions(wanted) == []
+    submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))
+    assert drive(tmp_path, "job-2") is JobState.REJECTED
+    assert store.history("job-2")[-1].detail.startswith("already trained as job job-1")
+    assert store.consecutive_unsuccessful("fraud") == 2
+
+
+def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    store = submit(tmp_path, wanted)
+    registry = Registry(wanted.tracking_uri)
+
+    def by_hand(reached: str) -> None:
+        if reached == "version_registered":  # while the job evaluates
+            other = registry.open_run("fraud", "by hand", {})
+            registry.set_alias("fraud", "champion", registry.register("fraud", other, {}))
+
+    assert drive(tmp_path, checkpoint=by_hand) is JobState.REJECTED
+    assert "the champion was moved meanwhile: compared with version none, now it is 2" in (
+        store.history("job-1")[-1].detail
+    )
+    assert registry.resolve_alias("fraud", "champion") == "2"
+    assert registry.resolve_alias("fraud", "challenger") is None
+    assert store.alias_moves("fraud") == []
+
+
+def test_a_job_waits_for_mlflow_and_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    server = MlflowServer(tmp_path / "server")
+    server.start()
+    try:
+        wanted = spec(tmp_path, tracking_uri=server.uri, trainer=LOGISTIC)
+        store = submit(tmp_path, wanted)
+
+        def away(reached: str) -> None:
+            if reached == "run_opened":
+                server.stop()
+                threading.Thread(target=return_when_missed, daemon=True).start()
+
+        seen = []
+
+        def return_when_missed() -> None:
+            while not (waiting := store.get("job-1").waiting):
+                time.sleep(0.1)
+            seen.append(waiting)
+            server.start()
+
+        assert drive(tmp_path, checkpoint=away) is JobState.WATCHED
+        assert seen[0].startswith("mlflow away since")
+        assert store.get("job-1").waiting is None
+        assert versions(wanted) == ["1"]
+    finally:
+        server.stop()
+
+
+def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> None:
+    first = spec(tmp_path, id="initial", trainer=LOGISTIC)
+    store = store_of(tmp_path)
+    rows = outcomes(1200)
+    environ = dict(os.environ)
+    version = register_initial(store, first, rows[:900], rows[900:], environ, NOW, "ann")
+    assert register_initial(store, first, rows[:900], rows[900:], environ, NOW, "ann") == version == "1"
+    write(tmp_path / "outcomes", outcomes(1200, seed=1, flipped=True))
+    submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, watch_rows=300))
+    assert drive(tmp_path) is JobState.PROMOTED
+    assert store.get("job-1").waiting == "watching: 0 of 300 labelled rows"
+    today = utc_now().replace(hour=0, minute=0)
+    write(tmp_path / "outcomes", outcomes(400, seed=2, version="2", start=today + timedelta(days=1)))
+    assert drive(tmp_path) is JobState.ROLLED_BACK
+    registry = Registry(first.tracking_uri)
+    assert registry.resolve_alias("fraud", "champion") == "1"
+    assert [m.version for m in store.alias_moves("fraud", "champion")] == ["1", "2", "1"]
+    assert store.consecutive_unsuccessful("fraud") == 1
+    registry.set_alias("fraud", "previous", "2")
+    assert rollback(store, registry, "fraud", "fraud", "ann", "I know better", NOW) == "2"
+    assert store.alias_moves("fraud", "champion")[0].actor == "ann"
+
+
+def test_two_processes_never_drive_one_job(tmp_path: Path) -> None:
+    store = submit(tmp_path, spec(tmp_path))
+    store.acquire("job-1", "other", utc_now(), timedelta(minutes=1))
+    with pytest.raises(LeaseLost):
+        drive(tmp_path)
+
+
+def test_too_few_rows_end_the_job_without_training(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(50))
+    store = submit(tmp_path, replace(spec(tmp_path), environment=("NOTHING",)))
+    assert drive(tmp_path) is JobState.REJECTED
+    assert store.history("job-1")[-1].detail == "50 labelled rows, min_rows is 200"
+
+
+def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(300))
+    wanted = spec(tmp_path, trainer="tests.retrain_data:raises")
+    store = submit(tmp_path, wanted)
+    assert drive(tmp_path) is JobState.FAILED
+    assert store.get("job-1").error == "the trainer raised ValueError: no such luck"
+    assert runs(wanted)[0]["driftd.decision"] == "failed"

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn import metrics as sk
+
+from retrain.config import GatesConfig
+from retrain.evaluate import Evaluation, SegmentScore, as_served, constant, evaluate
+from retrain.gates import Promote, Reject, SmokeTest, decide, judge
+from retrain.quality import METRICS, Comparison, Predictions, compare, measure
+from retrain.schema import Task
+from tests.retrain_data import BINARY, MULTICLASS, REGRESSION, outcomes
+
+INPUTS = {"amount": "number", "kind": "category", "new": "bool"}
+
+
+def side(
+    value: float | None = 0.8,
+    segments: Mapping[str, SegmentScore] | None = None,
+    seconds: float | None = 1e-5,
+    inputs: Mapping[str, str] | None = INPUTS,
+) -> Evaluation:
+    return Evaluation("version 1", "1", 1000, {"roc_auc": value}, segments or {}, seconds, inputs)
+
+
+def compared(low: float | None = 0.01, high: float | None = 0.05) -> Comparison:
+    difference = None if low is None or high is None else (low + high) / 2
+    return Comparison("roc_auc", difference, low, high, 0.95, 1000)
+
+
+def failed(champion: Evaluation, challenger: Evaluation, comparison: Comparison, **config: float) -> list[str]:
+    gates = judge(champion, challenger, comparison, BINARY, GatesConfig.model_validate(config))
+    return [g.name for g in gates if not g.passed]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "expected"),
+    [
+        (0.01, 0.05, 0.0, []),
+        (0.0, 0.05, 0.0, ["quality"]),
+        (-0.01, 0.05, 0.0, ["quality"]),
+        (0.01, 0.05, 0.02, ["quality"]),
+        (None, None, 0.0, ["quality"]),
+    ],
+)
+def test_quality_passes_when_the_whole_interval_is_above_the_margin(
+    low: float | None, high: float | None, margin: float, expected: list[str]
+) -> None:
+    assert failed(side(), side(0.83), compared(low, high), margin=margin) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "theirs", "ours", "expected"),
+    [
+        (100, 0.8, 0.76, []),
+        (100, 0.8, 0.74, ["segment"]),
+        (49, 0.8, 0.1, []),
+        (100, None, 0.1, []),
+        (100, 0.8, None, ["segment"]),
+    ],
+)
+def test_no_segment_may_be_worse_than_tolerated(
+    rows: int, theirs: float | None, ours: float | None, expected: list[str]
+) -> None:
+    a, b = (side(segments={"country=de": SegmentScore(rows, v)}) for v in (theirs, ours))
+    assert failed(a, b, compared()) == expected
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "expected"),
+    [
+        (INPUTS, INPUTS, []),
+        (None, INPUTS, []),
+        (INPUTS, None, ["signature"]),
+        (INPUTS, {**INPUTS, "kind": "number"}, ["signature"]),
+        (INPUTS, {"amount": "number"}, ["signature"]),
+        ({"amount": "number"}, INPUTS, ["signature"]),
+    ],
+)
+def test_inputs_must_equal_schema_and_champion(
+    champion: dict[str, str] | None, challenger: dict[str, str] | None, expected: list[str]
+) -> None:
+    assert failed(side(inputs=champion), side(inputs=challenger), compared()) == expected
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [(1e-5, 2.9e-5, []), (1e-5, 3.1e-5, ["latency"]), (None, 1.0, []), (1e-5, None, ["latency"])],
+)
+def test_latency_is_held_against_the_champions(theirs: float | None, ours: float | None, expected: list[str]) -> None:
+    assert failed(side(seconds=theirs), side(seconds=ours), compared()) == expected
+
+
+def test_a_challenger_is_promoted_only_after_its_smoke_test() -> None:
+    gates = judge(side(), side(), compared(), BINARY, GatesConfig.model_validate({}))
+    assert isinstance(decide(gates, SmokeTest(True, "fine")), Promote)
+    assert decide(gates, None) == Reject(gates, ("smoke_test: not run",))
+    rejected = decide(gates, SmokeTest(False, "cannot be loaded"))
+    assert isinstance(rejected, Reject)
+    assert rejected.reasons == ("smoke_test: cannot be loaded",)
+
+
+def test_every_metric_equals_scikit_learns() -> None:
+    rows = outcomes(500)
+    labels, values, score = (rows[c].to_numpy() for c in ("label", "prediction", "score"))
+    labels, values = labels.astype(object), values.astype(object)
+    score = np.round(score, 1)  # ties
+    mine = {m: measure(m, labels, Predictions(values, score), BINARY) for m in METRICS[Task.BINARY]}
+    positive = {"pos_label": "fraud"}
+    both = np.stack([1 - score, score], axis=1)
+    assert mine == pytest.approx(
+        {
+            "accuracy": sk.accuracy_score(labels, values),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, values),
+            "f1": sk.f1_score(labels, values, **positive),
+            "precision": sk.precision_score(labels, values, **positive),
+            "recall": sk.recall_score(labels, values, **positive),
+            "roc_auc": sk.roc_auc_score(labels == "fraud", score),
+            "log_loss": sk.log_loss(labels == "fraud", np.clip(both, 1e-15, 1)),
+            "brier": sk.brier_score_loss(labels == "fraud", score),
+        }
+    )
+
+
+def test_multiclass_and_regression_metrics_equal_scikit_learns() -> None:
+    rows = outcomes(500, schema=MULTICLASS)
+    labels, values = (rows[c].to_numpy().astype(object) for c in ("label", "prediction"))
+    found = measure("f1_macro", labels, Predictions(values), MULTICLASS)
+    assert found == pytest.approx(sk.f1_score(labels, values, average="macro"))
+    y = outcomes(500, schema=REGRESSION)["label"].to_numpy()
+    guess = Predictions(y * 0.5 + 1)
+    assert measure("r2", y, guess, REGRESSION) == pytest.approx(sk.r2_score(y, guess.values))
+    assert measure("rmse", y, guess, REGRESSION) == pytest.approx(sk.root_mean_squared_error(y, guess.values))
+    assert measure("mae", y, guess, REGRESSION) == pytest.approx(sk.mean_absolute_error(y, guess.values))
+
+
+@pytest.mark.parametrize("metric", METRICS[Task.BINARY])
+def test_the_interval_covers_the_difference_and_has_its_direction(metric: str) -> None:
+    bad, good = outcomes(2000, skill=0.1), outcomes(2000, skill=0.9)
+    labels = good["label"].to_numpy().astype(object)
+    sides = [Predictions(r["prediction"].to_numpy().astype(object), r["score"].to_numpy()) for r in (bad, good)]
+    found = compare(metric, labels, *sides, BINARY, confidence=0.95, resamples=300, seed=1)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.difference is not None
+    assert 0 < found.low < found.difference < found.high
+    same = compare(metric, labels, sides[0], sides[0], BINARY, confidence=0.95, resamples=100, seed=1)
+    assert (same.low, same.high) == (0, 0)
+
+
+def test_a_metric_of_one_class_only_is_undefined() -> None:
+    labels = np.array(["ok"] * 50, dtype=object)
+    guess = Predictions(labels, np.linspace(0, 1, 50))
+    assert measure("roc_auc", labels, guess, BINARY) is None
+    assert measure("balanced_accuracy", labels, guess, BINARY) is None
+    assert compare("roc_auc", labels, guess, guess, BINARY, confidence=0.95, resamples=100, seed=0).low is None
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "log_loss", "f1"])
+def test_fifty_thousand_rows_take_seconds(metric: str) -> None:
+    rows = outcomes(50_000)
+    labels = rows["label"].to_numpy().astype(object)
+    guess = Predictions(rows["prediction"].to_numpy().astype(object), rows["score"].to_numpy())
+    started = time.process_time()
+    compare(metric, labels, guess, guess, BINARY, confidence=0.95, resamples=200, seed=0)
+    assert time.process_time() - started < 6
+
+
+def test_rows_without_a_served_prediction_count_for_neither_side() -> None:
+    rows = outcomes(400)
+    late = pl.int_range(pl.len()) > 99
+    holes = rows.with_columns(prediction=pl.when(late).then("prediction"))
+    served = as_served(holes, BINARY)
+    assert served is not None
+    guess = constant(rows, len(rows), BINARY)
+    champion, challenger, _ = evaluate(
+        served, guess, rows, BINARY, metric="roc_auc", confidence=0.95, resamples=100, seed=0
+    )
+    assert champion.rows == challenger.rows == 300
+    assert challenger.metrics["roc_auc"] == 0.5
+    assert set(champion.segments) == {"country=de", "country=fr"}
+
+
+def test_too_few_served_predictions_are_no_champion() -> None:
+    rows = outcomes(100)
+    assert as_served(rows.with_columns(prediction=None), BINARY) is None

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from retrain.errors import LeaseLost, LostRace, UnknownJob
+from retrain.spec import JobSpec
+from retrain.states import IllegalTransition, JobState
+from retrain.store import AliasMove, Store, SubmitOutcome, open_store
+from tests.retrain_data import NOW, spec
+
+S = JobState
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"sqlite:///{tmp_path}/control.db")
+
+
+def walk(store: Store, job_id: str, *states: JobState, at: int = 0) -> None:
+    for state in states:
+        store.advance(job_id, store.get(job_id).state, state, "", NOW + at * MINUTE)
+
+
+def named(tmp_path: Path, job_id: str) -> JobSpec:
+    return spec(tmp_path, id=job_id)
+
+
+def test_spec_survives_storage(store: Store, tmp_path: Path) -> None:
+    wanted = replace(spec(tmp_path, environment=("TOKEN",)), storage_options=(("aws_secret", "env:KEY"),))
+    store.submit(wanted, NOW)
+    assert store.get("job-1").spec == wanted
+
+
+def test_the_same_request_twice_is_one_job(store: Store, tmp_path: Path) -> None:
+    assert store.submit(spec(tmp_path), NOW).outcome is SubmitOutcome.CREATED
+    assert store.submit(spec(tmp_path), NOW).outcome is SubmitOutcome.EXISTING
+    assert len(store.list_jobs("fraud")) == 1
+
+
+def test_a_second_job_in_flight_is_refused_until_the_first_ended(store: Store, tmp_path: Path) -> None:
+    store.submit(named(tmp_path, "a"), NOW)
+    refused = store.submit(named(tmp_path, "b"), NOW)
+    assert (refused.outcome, refused.job_id) == (SubmitOutcome.IN_FLIGHT, "a")
+    walk(store, "a", S.FAILED)
+    assert store.submit(named(tmp_path, "b"), NOW).outcome is SubmitOutcome.CREATED
+
+
+def test_of_many_that_submit_at_once_one_gets_through(store: Store, tmp_path: Path) -> None:
+    outcomes = []
+    threads = [
+        threading.Thread(target=lambda i=i: outcomes.append(store.submit(named(tmp_path, f"j{i}"), NOW).outcome))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["created"] + ["in_flight"] * 7
+
+
+def test_advance_from_a_state_the_job_has_left_loses(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    walk(store, "job-1", S.SNAPSHOT)
+    with pytest.raises(LostRace, match="it is snapshot by now"):
+        store.advance("job-1", S.REQUESTED, S.SNAPSHOT, "", NOW)
+    with pytest.raises(IllegalTransition):
+        store.advance("job-1", S.SNAPSHOT, S.PROMOTED, "", NOW)
+    with pytest.raises(UnknownJob):
+        store.advance("other", S.REQUESTED, S.SNAPSHOT, "", NOW)
+
+
+def test_every_transition_is_in_the_history(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    store.advance("job-1", S.REQUESTED, S.SNAPSHOT, "started", NOW + MINUTE, actor="me")
+    assert [(h.from_state, h.to_state, h.at, h.actor, h.detail) for h in store.history("job-1")] == [
+        (None, S.REQUESTED, NOW, "rule", "rule: drift of amount"),
+        (S.REQUESTED, S.SNAPSHOT, NOW + MINUTE, "me", "started"),
+    ]
+
+
+def test_a_lease_is_held_by_one_until_it_expires(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    assert store.acquire("job-1", "a", NOW, MINUTE)
+    assert not store.acquire("job-1", "b", NOW + MINUTE / 2, MINUTE)
+    assert store.drivable(NOW + MINUTE / 2) == []
+    assert store.renew("job-1", "a", NOW + MINUTE / 2, MINUTE)
+    assert not store.acquire("job-1", "b", NOW + MINUTE, MINUTE)
+    assert store.acquire("job-1", "b", NOW + 2 * MINUTE, MINUTE)
+    assert not store.renew("job-1", "a", NOW + 2 * MINUTE, MINUTE)
+
+
+def test_who_lost_the_lease_changes_nothing(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    store.acquire("job-1", "a", NOW, MINUTE)
+    store.acquire("job-1", "b", NOW + 2 * MINUTE, MINUTE)
+    with pytest.raises(LeaseLost):
+        store.advance("job-1", S.REQUESTED, S.SNAPSHOT, "", NOW, owner="a")
+    with pytest.raises(LeaseLost):
+        store.update("job-1", "a", waiting="x")
+    store.release("job-1", "a")
+    assert store.get("job-1").lease_owner == "b"
+
+
+def test_a_challenger_waits_until_it_is_approved_or_its_time_is_over(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path, approval_timeout="1h"), NOW)
+    walk(store, "job-1", S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.AWAITING_APPROVAL)
+    assert store.drivable(NOW) == []
+    assert [j.id for j in store.drivable(NOW + 60 * MINUTE)] == ["job-1"]
+    store.approve("job-1", "ann", NOW)
+    assert [j.id for j in store.drivable(NOW)] == ["job-1"]
+    assert store.history("job-1")[-1].actor == "ann"
+
+
+def test_only_a_waiting_challenger_is_approved(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    with pytest.raises(LostRace, match="it is requested"):
+        store.approve("job-1", "ann", NOW)
+
+
+@pytest.mark.parametrize(
+    ("endings", "count"),
+    [
+        ([], 0),
+        ([[S.FAILED]], 1),
+        ([[S.SNAPSHOT, S.REJECTED], [S.FAILED]], 2),
+        ([[S.FAILED], [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED]], 0),
+        ([[S.FAILED], [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED, S.ROLLED_BACK]], 2),
+        ([[S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED], [S.FAILED], []], 1),
+    ],
+)
+def test_consecutive_unsuccessful_jobs(
+    store: Store, tmp_path: Path, endings: list[list[JobState]], count: int
+) -> None:
+    for i, states in enumerate(endings):
+        store.submit(named(tmp_path, f"j{i}"), NOW + i * MINUTE)
+        walk(store, f"j{i}", *states, at=i)
+    assert store.consecutive_unsuccessful("fraud") == count
+    assert store.count_since("fraud", NOW) == len(endings)
+    assert store.count_since("fraud", NOW + MINUTE) == max(len(endings) - 1, 0)
+
+
+def test_a_job_ends_when_it_is_promoted_not_when_watching_ends(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    walk(store, "job-1", S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED, at=1)
+    walk(store, "job-1", S.WATCHED, at=9)
+    last = store.last_ended("fraud")
+    assert last is not None
+    assert last.ended_at == NOW + MINUTE
+    assert store.in_flight("fraud") is None
+
+
+def test_alias_moves_of_a_resumed_job_are_recorded_once(store: Store) -> None:
+    move = AliasMove("fraud", "champion", "2", "1", "job-1", "job", NOW, "drift")
+    store.record_alias(move)
+    store.record_alias(replace(move, at=NOW + MINUTE))
+    assert store.alias_moves("fraud") == [move]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"storage_options": (("aws_secret_access_key", "x"),)}, {"tracking_uri": "https://u:p@mlflow.example"}],
+)
+def test_a_spec_with_a_secret_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"secrets are not stored|holds a password"):
+        replace(spec(tmp_path), **wrong)  # type: ignore[arg-type]
