@@ -24,7 +24,7 @@ from monitor.outcomes import OutcomeWriter
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
 from monitor.rules import Action, Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
-from monitor.triggers import Cause, JobHistory, Suppressed, decide
+from monitor.triggers import Cause, JobHistory, Suppressed, decide, request_id
 from monitor.workers import Workers
 from retrain.request import RetrainRequest, TriggerKind
 
@@ -304,9 +304,12 @@ class ModelEvaluator:
     def decide(
         self, cause: Cause, now: datetime, since: datetime | None = None, judged: int = 0
     ) -> RetrainRequest | Suppressed:
-        """Decide on a cause and record the answer with its evidence."""
-        history = self._job_history(self.plan.model, since, now)
+        """Decide on a cause and record the answer with its evidence; an occasion answered before stays answered."""
         last = self._ledger.last_request(self.plan.model)
+        if last is not None and last.id == request_id(cause):
+            return last
+        cause = replace(cause, evidence={**cause.evidence, "outcomes": self._count_outcomes()})
+        history = self._job_history(self.plan.model, since, now)
         if last is not None and last.evidence.get("rule") == cause.evidence.get("rule"):
             same = last.evidence.get("version") == cause.evidence.get("version")
             before = int(last.evidence.get("judged", 0)) if same else 0
@@ -329,10 +332,7 @@ class ModelEvaluator:
 
     def _trigger_on_labels(self, now: datetime) -> None:
         assert self.plan.new_labels is not None
-        lazy = self._lake.scan(Table.OUTCOMES, self.plan.model)
-        if lazy is None:
-            return
-        total = lazy.select(pl.len()).collect().item()
+        total = self._count_outcomes()
         last = self._ledger.last_request(self.plan.model)
         before = int(last.evidence.get("outcomes", 0)) if last else 0
         if total - before >= self.plan.new_labels:
@@ -340,12 +340,16 @@ class ModelEvaluator:
                 Cause(
                     model=self.plan.model,
                     trigger=TriggerKind.LABELS,
-                    occasion=str(total // self.plan.new_labels),
+                    occasion=f"{before}+{self.plan.new_labels}",
                     reason=f"{total - before} new labels since the last retrain",
-                    evidence={"outcomes": total},
+                    evidence={},
                 ),
                 now,
             )
+
+    def _count_outcomes(self) -> int:
+        lazy = self._lake.scan(Table.OUTCOMES, self.plan.model)
+        return 0 if lazy is None else int(lazy.select(pl.len()).collect().item())
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)

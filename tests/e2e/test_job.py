@@ -54,7 +54,7 @@ def submit(folder: Path, wanted: JobSpec) -> Store:
 
 def versions(wanted: JobSpec) -> list[str]:
     client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
-    return sorted(v.version for v in client.search_model_versions(f"name = '{wanted.registered_model}'"))
+    return sorted(str(v.version) for v in client.search_model_versions(f"name = '{wanted.registered_model}'"))
 
 
 def runs(wanted: JobSpec) -> list[dict[str, str]]:
