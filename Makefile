@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml
-	python3 -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "driftd needs Python 3.11 or newer: python3 is " + sys.version.split()[0])'
-	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+$(VENV)/.installed: requirements-install.lock requirements-dev.lock pyproject.toml
+	@python3 -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "driftd needs Python 3.11 or newer: python3 is " + sys.version.split()[0])'
+	@echo "Installing driftd into $(VENV) (once; a minute or two)"
+	@python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-install.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-dev.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
 
 demo: install            ## the whole story in a terminal, in under three minutes
 	$(BIN)/driftd demo
@@ -28,11 +30,11 @@ test: check              ## everything, against real Kafka, MLflow and Prometheu
 bench: install           ## the budget table of docs/performance.md
 	$(BIN)/python -m bench
 
-lock:                    ## rewrite the lock files from pyproject.toml (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml -o requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: install            ## rewrite the lock files from pyproject.toml
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --group install -o requirements-install.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .driftd*

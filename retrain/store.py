@@ -6,79 +6,23 @@ job is driven by at most one process, the holder of an unexpired lease. Time is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from retrain.database import create_tables, open_engine, reading, writing
 from retrain.errors import LeaseLost, LostRace, UnknownJob
+from retrain.records import AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
 from retrain.spec import JobSpec
 from retrain.states import IN_FLIGHT, JobState, check_transition
 from retrain.tables import alias_history, job_history, jobs
 
 UNSUCCESSFUL = frozenset({JobState.REJECTED, JobState.FAILED, JobState.ROLLED_BACK})
 _in_flight = [s.value for s in IN_FLIGHT]
-
-
-class SubmitOutcome(StrEnum):
-    CREATED = "created"
-    EXISTING = "existing"
-    IN_FLIGHT = "in_flight"
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """`job_id` is the created or existing job, or the other job of the model that is still in flight."""
-
-    job_id: str
-    outcome: SubmitOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    id: str
-    model: str
-    state: JobState
-    spec: JobSpec
-    created_at: datetime
-    updated_at: datetime
-    ended_at: datetime | None
-    attempt: int
-    lease_owner: str | None
-    lease_until: datetime | None
-    fingerprint: str | None
-    waiting: str | None
-    approved_by: str | None
-    result: Mapping[str, Any]
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    from_state: JobState | None
-    to_state: JobState
-    at: datetime
-    actor: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class AliasMove:
-    """One move of a registry alias; `version` None means that the alias was removed."""
-
-    model: str
-    alias: str
-    version: str | None
-    previous_version: str | None
-    job_id: str | None
-    actor: str
-    at: datetime
-    reason: str
+__all__ = ["AliasMove", "Job", "Step", "Store", "Submission", "SubmitOutcome", "approval_due", "open_store"]
 
 
 def open_store(url: str) -> Store:
@@ -307,22 +251,7 @@ class Store:
     ) -> list[Job]:
         query = select(jobs).where(*where).order_by(by.desc(), jobs.c.id).limit(limit)
         with reading(self.engine) as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
-
-
-def approval_due(job: Job, now: datetime) -> bool:
-    """A waiting challenger was approved, or has waited `approval_timeout`."""
-    return job.approved_by is not None or now >= job.updated_at + job.spec.config.approval_timeout
-
-
-def _job(row: RowMapping) -> Job:
-    values = dict(row)
-    values |= {
-        "state": JobState(row["state"]),
-        "spec": JobSpec.from_json(row["spec"]),
-        "result": row["result"] or {},
-    }
-    return Job(**values)
+            return [job_of(row) for row in connection.execute(query).mappings()]
 
 
 def _held(owner: str | None) -> list[ColumnElement[bool]]:

@@ -27,7 +27,7 @@ def measure_performance(
     metrics: Sequence[str],
     segment_min_rows: int,
 ) -> list[Measurement]:
-    """`performance` and `performance_drop` per metric, for all rows (segment "") and each segment
+    """`performance`, `performance_drop` and `performance_drop_ratio` per metric, for all rows (segment "") and each segment
     ("region=eu").
 
     Segments known to the reference are always there, so that their series do not vanish; with fewer than
@@ -38,7 +38,7 @@ def measure_performance(
     for segment in ("", *sorted(segments)):
         rows = scored_rows(_rows_of(outcomes, segment), schema)
         for metric in metrics:
-            found += _pair(metric, segment, rows, reference.performance, segment_min_rows)
+            found += _measured(metric, segment, rows, reference.performance, segment_min_rows)
     return found
 
 
@@ -70,7 +70,7 @@ def prepare_reference(
     return prepare(frame, schema, max_rows=max_rows, seed=seed, performance=performance)
 
 
-def _pair(
+def _measured(
     metric: str,
     segment: str,
     rows: Scored,
@@ -78,18 +78,21 @@ def _pair(
     segment_min_rows: int,
 ) -> list[Measurement]:
     value = _value(metric, segment, rows, segment_min_rows)
-    where = {"rows": rows.count, "metric": metric, "segment": segment}
-    if isinstance(value, str):
-        return [
-            Measurement(Measure.PERFORMANCE, None, reason=value, **where),  # type: ignore[arg-type]
-            Measurement(Measure.PERFORMANCE_DROP, None, reason=value, **where),  # type: ignore[arg-type]
-        ]
     before = reference.get((metric, segment))
-    worse = None if before is None else drop(metric, value, before)
-    reason = "" if before is not None else "the reference has no such performance"
+    known = value if isinstance(value, float) else None
+    reason = value if isinstance(value, str) else ""
+    worse = None if known is None or before is None else drop(metric, known, before)
+    ratio = None if worse is None or not before else worse / abs(before)
+    no_drop = reason or ("the reference has no such performance" if before is None else "")
+    no_ratio = no_drop or ("the reference's value is zero" if ratio is None else "")
+
+    def measured(measure: Measure, number: float | None, why: str) -> Measurement:
+        return Measurement(measure, number, rows.count, metric=metric, segment=segment, reason=why)
+
     return [
-        Measurement(Measure.PERFORMANCE, value, **where),  # type: ignore[arg-type]
-        Measurement(Measure.PERFORMANCE_DROP, worse, reason=reason, **where),  # type: ignore[arg-type]
+        measured(Measure.PERFORMANCE, known, reason),
+        measured(Measure.PERFORMANCE_DROP, worse, no_drop),
+        measured(Measure.PERFORMANCE_DROP_RATIO, ratio, no_ratio),
     ]
 
 

@@ -223,11 +223,7 @@ class KafkaSource:
             log.warning("source_close_failed", group=self._settings.group, reason=str(error))
 
     def _poll_once(self, timeout: float, max_records: int) -> list[Records]:
-        coordinator = self._consumer._coordinator
-        if coordinator.rejoining:
-            # 3.0.12 forgets a rejoin that outlives one poll when new metadata caused it: no heartbeats, no
-            # records, for ever. This makes it go on; it changes nothing while a rejoin is under way.
-            coordinator.request_rejoin()
+        _keep_join(self._consumer._coordinator)
         try:
             fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=max_records)
         except kafka_errors.NoOffsetForPartitionError as error:
@@ -445,6 +441,37 @@ class _Reasons(logging.Handler):
                 self._on_refusal()
             if isinstance(value, Exception) and not isinstance(value, kafka_errors.KafkaTimeoutError):
                 self.last = value
+
+
+class _Joined:
+    """A join that is done, in the shape the coordinator waits for."""
+
+    is_done = False
+
+    def __init__(self, assignment: Any) -> None:
+        self._assignment = assignment
+
+    def add_callback(self, call: Callable[[Any], object]) -> None:
+        call(self._assignment)
+
+    def add_errback(self, call: Callable[[Any], object]) -> None:
+        """It did not fail."""
+
+
+def _keep_join(coordinator: Any) -> None:
+    """Work around two faults of kafka-python 3.0.12 that concern a rebalance that outlives one poll.
+
+    A join that succeeded between two polls is thrown away and begun anew, which makes the other replicas
+    rejoin too, without end if each is busy between its polls. And a rejoin caused by new metadata is forgotten:
+    no heartbeats and no records from then on. Here the next poll finds the join it waited for.
+    """
+    if not coordinator.rejoining:
+        return
+    coordinator.request_rejoin()
+    task = coordinator._join_task
+    joined = task is not None and task.is_done and task.succeeded()
+    if joined and not coordinator._generation.is_lost():
+        coordinator._join_task = _Joined(task.value)
 
 
 def _is_not_about_absent_topics(record: logging.LogRecord) -> bool:

@@ -14,7 +14,8 @@ from monitor.measure.performance import (
 )
 from monitor.measure.scores import SCORES, drop, metrics_for
 from monitor.measurement import Measure, Measurement
-from retrain.schema import ModelSchema, Task
+from monitor.reference import prepare
+from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 BINARY = ModelSchema("m", Task.BINARY, (), ("no", "yes"), "yes", segments=("region",))
 MULTICLASS = ModelSchema("m", Task.MULTICLASS, (), ("c", "a", "b"))
@@ -223,3 +224,17 @@ def test_reference_performance_uses_all_rows_and_leaves_undefined_out() -> None:
     assert reference.performance["accuracy", ""] == (frame["label"] == frame["prediction"]).mean()
     one_class = frame.with_columns(label=pl.lit("no"))
     assert ("roc_auc", "") not in reference_performance(one_class, BINARY, ("roc_auc",), 20)
+
+
+def test_drop_ratio_is_the_drop_over_the_reference_value() -> None:
+    schema = ModelSchema("price", Task.REGRESSION, (Feature("x", FeatureKind.NUMBER),))
+    frame = pl.DataFrame({"feature_x": [1.0, 2.0], "prediction": [11.0, 22.0], "label": [10.0, 20.0]})
+    reference = prepare(frame, schema, performance={("mae", ""): 1.0})
+    found = {m.measure: m.value for m in measure_performance(frame, reference, schema, ["mae"], 1)}
+    assert found[Measure.PERFORMANCE_DROP] == 0.5
+    assert found[Measure.PERFORMANCE_DROP_RATIO] == 0.5
+    free = prepare(frame, schema, performance={("mae", ""): 0.0})
+    ratio = [
+        m for m in measure_performance(frame, free, schema, ["mae"], 1) if m.measure is Measure.PERFORMANCE_DROP_RATIO
+    ]
+    assert [(m.value, m.reason) for m in ratio] == [(None, "the reference's value is zero")]

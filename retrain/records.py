@@ -1,0 +1,88 @@
+"""What the store of jobs hands out.
+
+Invariant: immutable pictures of rows; holding one says nothing about the state the job is in by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from retrain.spec import JobSpec
+from retrain.states import JobState
+
+
+class SubmitOutcome(StrEnum):
+    CREATED = "created"
+    EXISTING = "existing"
+    IN_FLIGHT = "in_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """`job_id` is the created or existing job, or the other job of the model that is still in flight."""
+
+    job_id: str
+    outcome: SubmitOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    id: str
+    model: str
+    state: JobState
+    spec: JobSpec
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    attempt: int
+    lease_owner: str | None
+    lease_until: datetime | None
+    fingerprint: str | None
+    waiting: str | None
+    approved_by: str | None
+    result: Mapping[str, Any]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    from_state: JobState | None
+    to_state: JobState
+    at: datetime
+    actor: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One move of a registry alias; `version` None means that the alias was removed."""
+
+    model: str
+    alias: str
+    version: str | None
+    previous_version: str | None
+    job_id: str | None
+    actor: str
+    at: datetime
+    reason: str
+
+
+def approval_due(job: Job, now: datetime) -> bool:
+    """A waiting challenger was approved, or has waited `approval_timeout`."""
+    return job.approved_by is not None or now >= job.updated_at + job.spec.config.approval_timeout
+
+
+def job_of(row: RowMapping) -> Job:
+    values = dict(row)
+    values |= {
+        "state": JobState(row["state"]),
+        "spec": JobSpec.from_json(row["spec"]),
+        "result": row["result"] or {},
+    }
+    return Job(**values)
