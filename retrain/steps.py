@@ -117,10 +117,8 @@ class Steps:
                     self._save(training_seconds=round(seconds, 3))
                 case unreachable:
                     assert_never(unreachable)
-        seconds = self._result.get("training_seconds")
-        return Next(
-            JobState.EVALUATING, f"trained in {seconds} s" if seconds is not None else "trained, then resumed"
-        )
+        took = self._result.get("training_seconds")
+        return Next(JobState.EVALUATING, f"trained in {took} s" if took is not None else "trained, then resumed")
 
     def _evaluate(self) -> None:
         spec, registry, snapshot = self._spec, self._registry, self._taken()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -168,6 +169,18 @@ def test_fifty_thousand_rows_take_seconds(metric: str) -> None:
     started = time.process_time()
     compare(metric, labels, guess, guess, BINARY, confidence=0.95, resamples=200, seed=0)
     assert time.process_time() - started < 6
+
+
+def test_the_linearized_interval_of_roc_auc_agrees_with_the_exact_one() -> None:
+    bad, good = outcomes(10_001, skill=0.5), outcomes(10_001, skill=0.7)
+    labels = good["label"].to_numpy().astype(object)
+    sides = [Predictions(r["prediction"].to_numpy(), np.round(r["score"].to_numpy(), 2)) for r in (bad, good)]
+    settings: Any = {"confidence": 0.95, "resamples": 300, "seed": 1}
+    linear = compare("roc_auc", labels, *sides, BINARY, **settings)
+    exact = compare("roc_auc", labels[1:], *(s[np.arange(1, 10_001)] for s in sides), BINARY, **settings)
+    assert linear.note == "bootstrap of roc_auc linearized"
+    assert exact.note == ""
+    assert (linear.low, linear.high) == pytest.approx((exact.low, exact.high), abs=0.002)
 
 
 def test_rows_without_a_served_prediction_count_for_neither_side() -> None:
