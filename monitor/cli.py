@@ -251,13 +251,12 @@ def report(model: str, model_version: str | None, window_end: str | None, loaded
 @_with_config
 def forget(model: str, prediction_ids: tuple[str, ...], loaded: LoadedConfig) -> None:
     """Delete every stored row of these predictions (a person's request)."""
-    from monitor.lake import Lake
+    from retrain.config import format_duration
 
     _known_model(loaded, model)
-    lake = Lake(loaded.config.lake_uri, loaded.config.storage_options())
-    deleted = lake.forget(model, prediction_ids)
+    deleted = _lake(loaded).forget(model, prediction_ids)
     rows = ", ".join(f"{count} {table}" for table, count in deleted.items()) or "nothing stored"
-    kept = loaded.config.lake.keep_versions_for
+    kept = format_duration(loaded.config.lake.keep_versions_for)
     click.echo(f"{model}: deleted {rows}; older table versions lose them within {kept}")
 
 
@@ -267,7 +266,7 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
-@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
 @click.option("--reason", default=None, help="Only this reason.")
 @_JSON
 @_with_config
@@ -393,7 +392,12 @@ def _known_model(loaded: LoadedConfig, model: str | None) -> None:
 def _user(actor: str | None) -> str:
     import getpass
 
-    return actor or getpass.getuser()
+    try:
+        return actor or getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        import os
+
+        return f"uid {os.getuid()}"
 
 
 def _time(text: str) -> datetime:

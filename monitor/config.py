@@ -10,19 +10,29 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from monitor.measure.methods import METHODS
+from monitor.measure.methods import METHODS, methods_for
 from monitor.measure.scores import SCORES
 from monitor.measurement import Measure
 from monitor.rules import Action, ForWindows, Severity, parse_for
-from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
+from retrain.config import (
+    Duration,
+    RetrainConfig,
+    Section,
+    Share,
+    Size,
+    format_duration,
+    parse_duration,
+    parse_size,
+)
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 
@@ -32,6 +42,17 @@ class ConfigError(Exception):
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class _Mistakes(ValueError):
+    """All that is inconsistent in one section, by path inside it."""
+
+    def __init__(self, found: list[tuple[str, str]]):
+        super().__init__("; ".join(f"{path}: {text}" for path, text in found))
+        self.found = found
+
+
+_ZERO = timedelta(0)
 
 
 class Secret(Section):
@@ -53,9 +74,14 @@ class Secret(Section):
                 raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
             return value
         try:
-            return Path(str(self.file)).read_text().strip()
+            value = Path(str(self.file)).read_text(encoding="utf-8").strip()
         except OSError as exc:
             raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError([f"secret file {self.file}: is not UTF-8 text"]) from exc
+        if not value:
+            raise ConfigError([f"secret file {self.file}: is empty"])
+        return value
 
 
 class HttpConfig(Section):
@@ -73,7 +99,7 @@ class LakeConfig(Section):
     )
     retention: Duration = Field(parse_duration("90d"), description="events older than this (event time) are deleted")
     maintain_every: Duration = Field(
-        parse_duration("1h"), description="how often tables are compacted, expired and vacuumed"
+        parse_duration("1h"), gt=_ZERO, description="how often tables are compacted, expired and vacuumed"
     )
     keep_versions_for: Duration = Field(
         parse_duration("7d"), description="table versions younger than this stay reproducible"
@@ -124,7 +150,7 @@ class SourceConfig(Section):
 
 
 class WindowConfig(Section):
-    size: Duration = Field(parse_duration("1h"), description="length of the tumbling event-time windows")
+    size: Duration = Field(parse_duration("1h"), gt=_ZERO, description="length of the tumbling event-time windows")
     lateness: Duration = Field(parse_duration("5m"), description="how long a window waits for events that come late")
     idle_after: Duration = Field(
         parse_duration("5m"), description="a partition silent this long no longer holds windows back"
@@ -147,6 +173,8 @@ class ReferenceConfig(Section):
 
 
 class MethodConfig(Section):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     method: str
     threshold: float | None = Field(None, gt=0)
 
@@ -163,6 +191,8 @@ def _for(value: object) -> object:
 
 class RuleConfig(Section):
     """One rule. `above`/`below` may be absent for drift measures: the method's own threshold then decides."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     measure: Annotated[Measure, Field(strict=False)]
@@ -216,6 +246,26 @@ DEFAULT_RULES: Mapping[Task, tuple[dict[str, Any], ...]] = {
 """Rules of a model that configures none: performance well below the reference retrains, wide drift alerts."""
 
 
+DEFAULT_METRICS: Mapping[Task, tuple[str, ...]] = {
+    Task.BINARY: ("roc_auc", "balanced_accuracy", "accuracy", "f1", "log_loss"),
+    Task.MULTICLASS: ("balanced_accuracy", "accuracy", "f1_macro"),
+    Task.REGRESSION: ("mae", "rmse", "r2", "bias"),
+}
+"""The first one is what rules and gates judge unless they name another."""
+JUDGED = frozenset({Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO})
+"""Measures by metric and segment."""
+_BY_FEATURE = frozenset(
+    {
+        Measure.FEATURE_DRIFT,
+        Measure.MISSING_SHARE,
+        Measure.UNSEEN_SHARE,
+        Measure.OUT_OF_RANGE_SHARE,
+        Measure.INVALID_SHARE,
+    }
+)
+_RESERVED_NAMES = frozenset({"dead_letters"})  # a table at the top of the lake
+
+
 class ModelConfig(Section):
     task: Annotated[Task, Field(strict=False)]
     features: dict[str, Annotated[FeatureKind, Field(strict=False)]] | None = Field(
@@ -240,27 +290,108 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        if self.task is Task.BINARY and self.classes and len(self.classes) != 2:
-            raise ValueError(f"classes: a binary model has two classes (got {len(self.classes)})")
-        if self.task is Task.MULTICLASS and not self.classes and not self.reference.path:
-            raise ValueError("classes: a multiclass model needs its class names, or reference.path")
-        if self.task is Task.BINARY and self.classes and self.positive and self.positive not in self.classes:
-            raise ValueError(f"positive: {self.positive!r} is not one of classes {list(self.classes)}")
+        found = [*_about_classes(self), *_about_metrics(self), *_about_rules(self), *_about_schedule(self)]
         if self.features is None and not self.reference.path:
-            raise ValueError("features: declare them ([models.<name>.features]) or give reference.path")
-        for metric in (*self.metrics, *filter(None, (self.retrain.gates.metric,))):
-            if metric not in SCORES or self.task not in SCORES[metric].tasks:
-                known = [m for m, s in SCORES.items() if self.task in s.tasks]
-                raise ValueError(f"metrics: {metric!r} is not a {self.task} metric{_hint(metric, known)}")
-        names = [r.name for r in self.rules or ()]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"rules: the name {twice[0]!r} is used twice")
-        for rule in self.rules or ():
-            if rule.feature and self.features is not None and rule.feature not in self.features:
-                raise ValueError(
-                    f"rules.{rule.name}.feature: {rule.feature!r} is not a feature{_hint(rule.feature, self.features)}"
-                )
+            found.append(("features", "declare them ([models.<name>.features]) or give reference.path"))
+        if self.features is not None:
+            found += _about_features(self, self.features)
+        if found:
+            raise _Mistakes(found)
         return self
+
+
+Mistakes = Iterator[tuple[str, str]]
+
+
+def _about_classes(section: ModelConfig) -> Mistakes:
+    classes, task = section.classes, section.task
+    if task is Task.BINARY and classes and len(classes) != 2:
+        yield "classes", f"a binary model has two classes (got {len(classes)})"
+    if task is Task.MULTICLASS and not classes and not section.reference.path:
+        yield "classes", "a multiclass model needs its class names, or reference.path"
+    if task is Task.BINARY and classes and section.positive and section.positive not in classes:
+        yield "positive", f"{section.positive!r} is not one of classes {list(classes)}"
+    yield from _once("classes", classes)
+    yield from _once("segments", section.segments)
+
+
+def _once(path: str, names: Iterable[str]) -> Mistakes:
+    """The lake tells column names apart only by more than upper and lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(name.lower(), name)
+        if first == name and list(names).count(name) > 1:
+            yield path, f"{name!r} is there twice"
+            return
+        if first != name:
+            yield path, f"{first!r} and {name!r} differ only in upper and lower case"
+
+
+def _about_metrics(section: ModelConfig) -> Mistakes:
+    known = [m for m, s in SCORES.items() if section.task in s.tasks]
+    measured = section.metrics or DEFAULT_METRICS[section.task]
+    named = [(f"metrics[{i}]", m) for i, m in enumerate(section.metrics)]
+    named += [("retrain.gates.metric", m) for m in (section.retrain.gates.metric,) if m]
+    for path, metric in named:
+        if metric not in known:
+            yield path, f"{metric!r} is not a {section.task} metric{_hint(metric, known)}"
+    for i, rule in enumerate(section.rules or ()):
+        if rule.metric and rule.metric not in measured:
+            yield (
+                f"rules[{i}].metric",
+                f"{rule.metric!r} is not among the model's metrics{_hint(rule.metric, measured)}",
+            )
+
+
+def _about_rules(section: ModelConfig) -> Mistakes:
+    rules = section.rules or ()
+    names = [r.name for r in rules]
+    for i, rule in enumerate(rules):
+        at = f"rules[{i}]"
+        if rule.name in names[:i]:
+            yield f"{at}.name", f"{rule.name!r} is used twice"
+        if rule.feature and rule.measure not in _BY_FEATURE:
+            yield f"{at}.feature", f"{rule.measure} is not measured by feature"
+        for key in ("metric", "segment"):
+            if getattr(rule, key) and rule.measure not in JUDGED:
+                yield f"{at}.{key}", f"{rule.measure} is not measured by {key}"
+        if rule.segment and rule.measure in JUDGED:
+            name, given, _ = rule.segment.partition("=")
+            if rule.segment == "*" and not section.segments:
+                yield f"{at}.segment", "the model has no segments"
+            elif rule.segment != "*" and (not given or name not in section.segments):
+                hint = _hint(name, section.segments)
+                yield f"{at}.segment", f'must be "*" or "<segment>=<value>" (got {rule.segment!r}){hint}'
+
+
+def _about_schedule(section: ModelConfig) -> Mistakes:
+    if section.schedule is None:
+        return
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        CronTrigger.from_crontab(section.schedule)
+    except ValueError as exc:
+        yield "schedule", f'must be a cron expression such as "0 3 * * 1" (got {section.schedule!r}): {exc}'
+
+
+def _about_features(section: ModelConfig, features: Mapping[str, FeatureKind]) -> Mistakes:
+    """What can only be checked once the features are known."""
+    yield from _once("features", features)
+    for i, rule in enumerate(section.rules or ()):
+        if rule.feature and rule.feature not in features:
+            yield f"rules[{i}].feature", f"{rule.feature!r} is not a feature{_hint(rule.feature, features)}"
+    general = {"number": FeatureKind.NUMBER, "category": FeatureKind.CATEGORY}
+    for name, setting in section.drift.items():
+        if name in ("prediction", "label"):
+            continue
+        kind = features.get(name) or general.get(name)
+        if kind is None:
+            known = [*features, *general, "prediction", "label"]
+            yield f"drift.{name}", f"is neither a feature nor a kind{_hint(name, known)}"
+        elif setting.method not in methods_for(kind):
+            fitting = ", ".join(methods_for(kind))
+            yield f"drift.{name}.method", f"{setting.method!r} does not take a {kind}; these do: {fitting}"
 
 
 class MlflowConfig(Section):
@@ -269,7 +400,9 @@ class MlflowConfig(Section):
 
 class DaemonConfig(Section):
     state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
-    tick: Duration = Field(parse_duration("5s"), description="how often new rows are joined, measured and judged")
+    tick: Duration = Field(
+        parse_duration("5s"), gt=_ZERO, description="how often new rows are joined, measured and judged"
+    )
     control_url: str | None = Field(
         None, description="SQLAlchemy URL of the control database; default: SQLite in the state folder"
     )
@@ -319,11 +452,15 @@ class Config(Section):
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A config together with the schemas that had to be looked up (reference files)."""
+    """A config together with the schemas that had to be looked up (reference files).
+
+    `path` names it in messages; relative reference paths start at `base`.
+    """
 
     config: Config
     schemas: Mapping[str, ModelSchema]
     path: str
+    base: Path = Path()
 
 
 def load(path: str | Path) -> LoadedConfig:
@@ -348,18 +485,23 @@ def from_dict(data: Mapping[str, Any], *, name: str = "config.toml", base: Path 
     try:
         config = Config.model_validate(data)
     except ValidationError as exc:
-        raise ConfigError([f"{name}: {line}" for line in _explain(exc, data)]) from exc
+        raise ConfigError([f"{name}: {line}" for line in _explain(exc)]) from exc
     problems: list[str] = []
     schemas: dict[str, ModelSchema] = {}
     for model, section in config.models.items():
+        if model in _RESERVED_NAMES:
+            problems.append(f"{name}: models.{model}: the lake uses this name itself: choose another")
         try:
             schemas[model] = _schema(model, section, base)
+            if section.features is None:
+                kinds = {f.name: f.kind for f in schemas[model].features}
+                problems += [f"{name}: models.{model}.{at}: {text}" for at, text in _about_features(section, kinds)]
         except ConfigError as exc:
             problems += [f"{name}: models.{model}.{line}" for line in exc.problems]
     problems += [f"{name}: {line}" for line in _missing_secrets(config)]
     if problems:
         raise ConfigError(problems)
-    return LoadedConfig(config, schemas, name)
+    return LoadedConfig(config, schemas, name, base)
 
 
 def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
@@ -374,12 +516,19 @@ def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
             raise ConfigError([f"reference.path: cannot read {path}: {exc}"]) from exc
         features = features or inferred
         classes = classes or labels
+    elif section.reference.path and not (base / section.reference.path).is_file():
+        raise ConfigError([f"reference.path: cannot read {base / section.reference.path}: no such file"])
     if section.task is Task.REGRESSION:
         classes = ()
     elif section.task is Task.BINARY:
         classes = classes or ("0", "1")
         if len(classes) != 2:
             raise ConfigError([f"reference.path: a binary model has two classes, the file has {len(classes)}"])
+        if section.positive and section.positive not in classes:
+            raise ConfigError([f"positive: {section.positive!r} is not one of classes {list(classes)}"])
+    elif len(classes) < 2:
+        where = "classes" if section.classes else "reference.path"
+        raise ConfigError([f"{where}: a multiclass model has two or more classes (got {len(classes)})"])
     positive = (section.positive or sorted(classes)[-1]) if section.task is Task.BINARY else None
     if not features:
         raise ConfigError(["features: at least one feature is needed"])
@@ -412,13 +561,20 @@ def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:
                         yield f"{where}.{key}: {exc.problems[0]}"
 
 
-def _explain(exc: ValidationError, data: Mapping[str, Any]) -> Iterator[str]:
+def _explain(exc: ValidationError) -> Iterator[str]:
     seen = set()
-    for error in exc.errors():
-        line = f"{_place(error['loc'])}: {_message(error)}"
+    for line in (line for error in exc.errors() for line in _lines(error)):
         if line not in seen:
             seen.add(line)
             yield line
+
+
+def _lines(error: ErrorDetails) -> Iterator[str]:
+    place, cause = _place(error["loc"]), error.get("ctx", {}).get("error")
+    if isinstance(cause, _Mistakes):
+        yield from (f"{place}.{path}: {text}" for path, text in cause.found)
+    else:
+        yield f"{place}: {_message(error)}"
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
@@ -445,7 +601,8 @@ def _message(error: ErrorDetails) -> str:
             text = str(context.get("error", error["msg"]))
             return text if " (got" in text or isinstance(error.get("input"), dict) else f"{text} (got {shown})"
         case "greater_than":
-            return f"must be > {context['gt']} (got {shown})"
+            limit = context["gt"]
+            return f"must be > {format_duration(limit) if isinstance(limit, timedelta) else limit} (got {shown})"
         case "greater_than_equal":
             return f"must be >= {context['ge']} (got {shown})"
         case "less_than":

@@ -1,12 +1,11 @@
 """Dead letters: listing them, and replaying those that have become readable since.
 
 Invariant: a dead letter leaves its table only after its event is in the lake. A replay that is cut short and run
-again adds nothing twice: its rows carry a source partition made from the very records replayed.
+again adds nothing twice: its rows keep the origin of their record, and an origin that is stored is not stored again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,11 +14,12 @@ from typing import Any
 import polars as pl
 
 from monitor.events import Limits, decode
-from monitor.lake import Lake, Table
+from monitor.lake import Conflict, Lake, Table, collect
 from monitor.sources import Records, Stream
 from retrain.schema import ModelSchema
 
 _CHUNK = 10_000
+_ORIGIN = ["source_partition", "source_offset"]
 _TABLES = {Stream.PREDICTIONS: Table.PREDICTIONS, Stream.LABELS: Table.LABELS}
 
 
@@ -39,7 +39,7 @@ def list_dead_letters(lake: Lake, limit: int, reason: str | None = None) -> list
         return []
     if reason is not None:
         lazy = lazy.filter(pl.col("reason") == reason)
-    frame = lazy.sort("received_at", descending=True).head(limit).collect()
+    frame = collect(lazy.sort("received_at", descending=True).head(limit))
     return [
         {**row, "received_at": row["received_at"].isoformat(), "payload": _text(row["payload"])}
         for row in frame.drop("date").iter_rows(named=True)
@@ -51,7 +51,7 @@ def count_dead_letters(lake: Lake) -> dict[str, int]:
     lazy = lake.scan(Table.DEAD_LETTERS)
     if lazy is None:
         return {}
-    return dict(lazy.group_by("reason").len().sort("reason").collect().iter_rows())
+    return dict(collect(lazy.group_by("reason").len().sort("reason")).iter_rows())
 
 
 def replay(
@@ -68,8 +68,9 @@ def replay(
         return Replayed(0, 0, {})
     if reason is not None:
         lazy = lazy.filter(pl.col("reason") == reason)
-    letters = lazy.sort("source_partition", "source_offset").collect()
-    accepted, remaining = 0, {}
+    letters = collect(lazy.sort(_ORIGIN))
+    accepted = 0
+    remaining: dict[str, int] = {}
     for chunk in letters.iter_slices(_CHUNK):
         for stream in Stream:
             mine = chunk.filter(pl.col("stream") == stream.value)
@@ -86,18 +87,37 @@ def replay(
 def _replay_chunk(
     lake: Lake, stream: Stream, letters: pl.DataFrame, schemas: Mapping[str, ModelSchema], limits: Limits
 ) -> tuple[int, list[str]]:
-    origins = letters.select("source_partition", "source_offset")
-    name = f"replay:{hashlib.sha256(repr(origins.rows()).encode()).hexdigest()[:24]}"
-    values = letters["payload"].to_list()
-    records = Records(stream, name, range(1, len(values) + 1), values, len(values) + 1)
-    decoded = decode(stream, [records], schemas, limits)
+    records = [
+        Records(stream, str(partition), part["source_offset"].to_list(), part["payload"].to_list(), 0)
+        for (partition,), part in letters.group_by(["source_partition"], maintain_order=True)
+    ]
+    decoded = decode(stream, records, schemas, limits)
     for model, frame in decoded.frames.items():
-        lake.append(_TABLES[stream], frame, model)
-    rejected = {r.offset for r in decoded.rejected}
-    accepted = [origin for at, origin in enumerate(origins.iter_rows(), start=1) if at not in rejected]
+        _append(lake, _TABLES[stream], frame, model)
+    rejected = {(r.partition, r.offset) for r in decoded.rejected}
+    accepted = [origin for origin in letters.select(_ORIGIN).iter_rows() if origin not in rejected]
     for partition, offsets in _by_partition(accepted):
         lake.delete_dead_letters(partition, offsets)
     return len(accepted), [r.reason.value for r in decoded.rejected]
+
+
+def _append(lake: Lake, table: Table, frame: pl.DataFrame, model: str) -> None:
+    """Append the rows whose origin is not stored yet. Of two replays at once, one looks again."""
+    days = (str(frame["date"].min()), str(frame["date"].max()))
+    partitions = frame["source_partition"].unique().to_list()
+    while True:
+        before = lake.position(table, model, "replay") or 0
+        missing = frame
+        if (stored := lake.scan(table, model, days)) is not None:
+            mine = stored.filter(pl.col("source_partition").is_in(partitions)).select(_ORIGIN)
+            missing = frame.join(collect(mine), on=_ORIGIN, how="anti", maintain_order="left")
+        if not missing.height:
+            return
+        try:
+            lake.append_next(table, missing, model, {"replay": before}, {"replay": before + 1})
+        except Conflict:
+            continue
+        return
 
 
 def _by_partition(origins: list[tuple[str, int]]) -> Iterator[tuple[str, list[int]]]:

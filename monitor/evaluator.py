@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import structlog
 
-from monitor.lake import Conflict, HistoryGone, Lake, Table, day
+from monitor.errors import TransientError
+from monitor.lake import Conflict, HistoryGone, Lake, Table, collect, day
 from monitor.ledger import Ledger, Round, RuleRecord, firing
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup, measure
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
-from monitor.outcomes import OutcomeWriter
+from monitor.outcomes import ROWS, OutcomeWriter
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
 from monitor.rules import Action, Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
@@ -63,6 +65,7 @@ class ModelEvaluator:
             lake, plan.model, plan.windows.max_delay, metrics.orphan_labels.labels(plan.model).inc
         )
         self._warmed: dict[str, str] = {}
+        self._exported = False
 
     def tick(self, now: datetime) -> bool:
         """Advance everything as far as the events allow. True when there is more to do at once."""
@@ -128,9 +131,13 @@ class ModelEvaluator:
             final = self.progress.measured(result.key, kind, result.rows, result.labelled)
             rows.append(_measurement_rows(result, kind, final, now))
             self._log(result, kind, final)
-        following = self.progress.sequence + 1
-        self._lake.append_next(Table.MEASUREMENTS, pl.concat(rows), self.plan.model, {"sequence": following})
-        self.progress.sequence = following
+        before, after = {"sequence": self.progress.sequence}, {"sequence": self.progress.sequence + 1}
+        try:
+            self._lake.append_next(Table.MEASUREMENTS, pl.concat(rows), self.plan.model, before, after)
+        except TransientError:
+            self.progress.reset()  # it noted measurements that are not durable
+            raise
+        self.progress.sequence += 1
         for result in results:
             dropped = self._metrics.measurements.update(result.key, result.measurements)
             self._metrics.series_dropped.labels(self.plan.model).inc(dropped)
@@ -178,12 +185,14 @@ class ModelEvaluator:
         before = self._ledger.cursor(model)
         newest = self._lake.version(Table.MEASUREMENTS, model)
         if newest <= before:
+            if not self._exported:  # a restart must not look as if every rule had resolved
+                self._export(self._ledger.rule_records(model))
             return
         try:
             rows = self._lake.new_rows(Table.MEASUREMENTS, model, before, newest)
         except HistoryGone:
             lazy = self._lake.scan(Table.MEASUREMENTS, model)
-            rows = lazy.collect() if lazy is not None else None
+            rows = collect(lazy) if lazy is not None else None
         records = self._ledger.rule_records(model)
         transitions: list[tuple[str, Transition, WindowKey]] = []
         changed: set[tuple[str, str]] = set()
@@ -272,6 +281,7 @@ class ModelEvaluator:
             latest = max(mine, key=lambda r: r.state.at or r.firing_since or _NEVER, default=None)
             if latest is not None and latest.value is not None:
                 self._metrics.rule_value.labels(self.plan.model, rule.name).set(latest.value)
+        self._exported = True
 
     # -- deciding
 
@@ -310,10 +320,9 @@ class ModelEvaluator:
             return last
         cause = replace(cause, evidence={**cause.evidence, "outcomes": self._count_outcomes()})
         history = self._job_history(self.plan.model, since, now)
-        if last is not None and last.evidence.get("rule") == cause.evidence.get("rule"):
-            same = last.evidence.get("version") == cause.evidence.get("version")
-            before = int(last.evidence.get("judged", 0)) if same else 0
-            history = replace(history, windows_since_last=judged - before)
+        same = last is not None and all(last.evidence.get(k) == cause.evidence.get(k) for k in ("rule", "version"))
+        before = int(last.evidence.get("judged", 0)) if last is not None and same else 0
+        history = replace(history, windows_since_last=judged - before)
         decision = decide(cause, self.plan.triggers, history, now)
         if self._ledger.decide(decision, now):
             if isinstance(decision, Suppressed):
@@ -348,8 +357,8 @@ class ModelEvaluator:
             )
 
     def _count_outcomes(self) -> int:
-        lazy = self._lake.scan(Table.OUTCOMES, self.plan.model)
-        return 0 if lazy is None else int(lazy.select(pl.len()).collect().item())
+        """Outcomes ever appended: unlike the rows stored, retention does not take from it."""
+        return self._lake.position(Table.OUTCOMES, self.plan.model, ROWS) or 0
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -359,7 +368,7 @@ def _too_few(m: Measurement, floor: int) -> Measurement:
     return replace(m, value=None, drifted=None, reason=f"{m.rows} rows, fewer than min_rows = {floor}")
 
 
-_SCHEMA = {
+_SCHEMA: dict[str, Any] = {
     "model_version": pl.String,
     "window_start": pl.Datetime("us", "UTC"),
     "window_end": pl.Datetime("us", "UTC"),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +31,11 @@ SAMPLE_EVERY = 64
 
 _UTC_US = pl.Datetime("us", "UTC")
 _PANICS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]))"
+)
+"""Half a character: the fast parser turns it into something else without saying so."""
 
 
 class RejectReason(StrEnum):
@@ -95,6 +102,10 @@ class _Batch:
         self.rejected.append(Rejected(self.stream, self.partitions[row], self.offsets[row], reason, detail, body))
 
 
+Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
+"""A JSON object -> the strict shape of one wire schema, and the names of its broken features."""
+
+
 def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, ModelSchema], limits: Limits) -> Decoded:
     """Decode records of one stream for the models in `schemas`."""
     batch = _gather(stream, records)
@@ -116,7 +127,8 @@ def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
     batch = _Batch(stream, [], [], [])
     wire = _wire_schema(stream, schema)
     frame = pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
-    return _lake_columns(batch, frame.with_columns(at=pl.lit(None, dtype=_UTC_US)), schema)
+    never = pl.lit(None, dtype=_UTC_US)
+    return _lake_columns(batch, frame.with_columns(at=never, prediction_at=never), schema)
 
 
 def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
@@ -129,7 +141,7 @@ def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
 
 
 def _screen(batch: _Batch, limits: Limits) -> list[int]:
-    """Rows worth parsing. Line breaks become spaces, so that one record is one line for the parser."""
+    """Rows worth parsing."""
     rows = []
     for row, line in enumerate(batch.lines):
         if not line or line.isspace():
@@ -146,10 +158,11 @@ def _route(batch: _Batch, rows: list[int], schemas: Mapping[str, ModelSchema]) -
     if len(schemas) == 1:
         return {next(iter(schemas)): rows}
     wire = {"model": pl.String}
-    parts = list(_parse(batch, rows, wire, lambda obj: ({"model": _text(obj.get("model"))}, [])))
+    odd = _spelled_out([pl.col("model")])
+    parts = _settled(batch, rows, wire, lambda obj: ({"model": _text(obj.get("model"))}, []), odd)
     if not parts:
         return {}
-    frame = pl.concat(parts)
+    frame = pl.concat(parts).sort("row")
     routed: dict[str, list[int]] = {}
     for (model,), part in frame.group_by(["model"], maintain_order=True):
         members = part["row"].to_list()
@@ -197,20 +210,27 @@ def _typed(batch: _Batch, rows: list[int], schema: ModelSchema) -> pl.DataFrame:
     def canonical(obj: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         return _canonical(obj, batch.stream, schema)
 
-    parts = []
-    for part in _parse(batch, rows, wire, canonical):
-        odd = part.filter(_suspicious(batch.stream, schema))["row"].to_list() if part.height else []
-        if odd:
-            part = part.filter(~pl.col("row").is_in(odd))
-            parts += list(_one_by_one(batch, odd, wire, canonical))
-        parts.append(part)
+    parts = _settled(batch, rows, wire, canonical, _suspicious(batch.stream, schema))
     if not parts:
         return pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
     return pl.concat(parts).sort("row")
 
 
+def _settled(
+    batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical, suspicious: pl.Expr
+) -> list[pl.DataFrame]:
+    """Parsed rows, the suspicious ones among them looked at one by one."""
+    parts = []
+    for part in _parse(batch, rows, wire, canonical):
+        odd = part.filter(suspicious)["row"].to_list() if part.height else []
+        if odd:
+            part = part.filter(~pl.col("row").is_in(odd))
+            parts += list(_one_by_one(batch, odd, wire, canonical))
+        parts.append(part)
+    return parts
+
+
 def _suspicious(stream: Stream, schema: ModelSchema) -> pl.Expr:
-    """Rows where a String column may hold an object or list that the parser spelled out: look again."""
     columns = [pl.col("prediction_id"), pl.col("model")]
     if stream is Stream.PREDICTIONS:
         columns.append(pl.col("model_version"))
@@ -220,11 +240,13 @@ def _suspicious(stream: Stream, schema: ModelSchema) -> pl.Expr:
         columns += [pl.col("segment").struct.field(s) for s in schema.segments]
     if schema.task is not Task.REGRESSION:
         columns.append(pl.col("prediction" if stream is Stream.PREDICTIONS else "label"))
+    return _spelled_out(columns)
+
+
+def _spelled_out(columns: Sequence[pl.Expr]) -> pl.Expr:
+    """Rows where a String column may hold an object or list that the parser spelled out: look again."""
     tests = [c.str.starts_with("{") | c.str.starts_with("[") for c in columns]
     return pl.any_horizontal(*tests).fill_null(value=False)
-
-
-Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
 
 
 def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
@@ -246,9 +268,12 @@ def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Cano
 
 
 def _read(lines: list[bytes], wire: dict[str, Any]) -> pl.DataFrame | None:
+    """All lines or None. Line breaks inside a record become spaces: one record is one line for the parser."""
     text = b"\n".join(lines)
     if text.count(b"\n") != len(lines) - 1 or b"\r" in text:
         text = b"\n".join(line.replace(b"\n", b" ").replace(b"\r", b" ") for line in lines)
+    if (b"\\ud" in text or b"\\uD" in text) and _LONE_SURROGATE.search(text):  # the search alone costs more than all
+        return None
     try:
         frame = pl.read_ndjson(io.BytesIO(text), schema=wire)
     except _PANICS:
@@ -283,19 +308,20 @@ def _one_by_one(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical:
 
 
 def _load(batch: _Batch, row: int) -> dict[str, Any] | None:
-    line = batch.lines[row]
-    try:
-        obj = orjson.loads(line)
-    except orjson.JSONDecodeError as strict:
-        try:
-            obj = json.loads(line.decode("utf-8"))  # takes NaN and Infinity, which many producers write
-        except (ValueError, RecursionError):
-            batch.reject(row, RejectReason.NOT_JSON, str(strict)[:200])
-            return None
+    try:  # not orjson: this takes NaN and Infinity, which many producers write, and long integers as they are
+        obj = json.loads(batch.lines[row].decode("utf-8"), object_pairs_hook=_first_wins)
+    except (ValueError, RecursionError) as exc:
+        batch.reject(row, RejectReason.NOT_JSON, str(exc)[:200])
+        return None
     if not isinstance(obj, dict):
         batch.reject(row, RejectReason.NOT_AN_OBJECT, f"a JSON {type(obj).__name__}")
         return None
     return obj
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A name given twice has its first value, as for the typed parser."""
+    return dict(reversed(pairs))
 
 
 def _canonical(obj: dict[str, Any], stream: Stream, schema: ModelSchema) -> tuple[dict[str, Any], list[str]]:
@@ -342,6 +368,8 @@ def _number(value: Any) -> float | None:
     """A finite float from a JSON number or a string that spells one; None otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if isinstance(value, str) and "_" in value:  # Python would read "1_000"
+        return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -355,14 +383,14 @@ def _text(value: Any) -> str | None:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:  # a lone surrogate: cannot be stored
-            return value.encode("utf-8", "replace").decode("utf-8")
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value) if abs(value) < 10**300 else None
     if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+        return f"{Decimal(repr(value)):f}".removesuffix(".0")
     return None
 
 
@@ -396,6 +424,9 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
         wrong_outcome = wrong_outcome | ~pl.col(outcome).is_finite()
     else:
         wrong_outcome = wrong_outcome | (pl.col(outcome) == "")
+    if batch.stream is Stream.LABELS:  # only a hint: an absurd one is no hint, not a reason to refuse the label
+        hint = _time("prediction_ts")
+        frame = frame.with_columns(prediction_at=pl.when(hint.is_between(earliest, latest)).then(hint))
     frame = frame.with_columns(at=_time("ts")).with_columns(
         why=pl.when(pl.col("prediction_id").fill_null("") == "")
         .then(pl.lit(RejectReason.NO_ID.value))
@@ -415,15 +446,12 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
         if why == RejectReason.UNKNOWN_MODEL.value:
             _reject_model(batch, [row], model)
         else:
-            batch.reject(row, RejectReason(why), f"ts {ts!r}"[:120] if "ts" in _SHOW.get(why, "") else "")
+            reason = RejectReason(why)
+            batch.reject(row, reason, f"ts {ts!r}"[:120] if reason in _ABOUT_TIME else "")
     return frame.filter(pl.col("why").is_null()).drop("why")
 
 
-_SHOW = {
-    RejectReason.NO_TIMESTAMP.value: "ts",
-    RejectReason.TOO_OLD.value: "ts",
-    RejectReason.IN_FUTURE.value: "ts",
-}
+_ABOUT_TIME = frozenset({RejectReason.NO_TIMESTAMP, RejectReason.TOO_OLD, RejectReason.IN_FUTURE})
 
 
 def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
@@ -434,7 +462,7 @@ def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl
         pl.col("at").dt.strftime("%Y-%m-%d").alias("date"),
     ]
     if batch.stream is Stream.LABELS:
-        columns += [pl.col("label"), _time("prediction_ts").alias("prediction_ts")]
+        columns += [pl.col("label"), pl.col("prediction_at").alias("prediction_ts")]
     else:
         columns += [
             pl.col("model_version").fill_null("unknown"),

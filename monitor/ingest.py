@@ -1,7 +1,8 @@
 """The polling loop: source -> decode -> lake -> commit, as a pipeline of two threads.
 
 Invariant: a position is committed only after everything before it is durable in the lake, as rows or as dead letters.
-The polling thread never decodes or writes, so it always polls in time; while the lake is behind, the source is paused.
+The polling thread never decodes or writes, so it always polls in time; while the lake is behind, the source is
+paused.
 """
 
 from __future__ import annotations
@@ -91,22 +92,22 @@ class Writer:
     def _append(self, records: Sequence[Records], now: datetime) -> None:
         policy = self._policy
         limits = Limits(now, policy.max_age, policy.max_future, policy.max_bytes)
-        rejected: list[Rejected] = []
-        for stream in Stream:
-            mine = [r for r in records if r.stream is stream]
-            if not mine:
-                continue
-            decoded = decode(stream, mine, self._schemas, limits)
-            for model, frame in decoded.frames.items():
+        decoded = {s: decode(s, [r for r in records if r.stream is s], self._schemas, limits) for s in Stream}
+        # First, and not last: read again after a crash, a record may be an event by then ("too far in the future"),
+        # but the lake would not take it any more, behind later ones of its partition.
+        self._append_rejected([r for d in decoded.values() for r in d.rejected], now)
+        for stream, found in decoded.items():
+            for model, frame in found.frames.items():
                 appended = self._lake.append(_TABLES[stream], frame, model)
                 self._metrics.events.labels(model, stream.value).inc(appended)
-                self._metrics.unknown_fields.labels(model).inc(decoded.unknown_fields.get(model, 0))
-            rejected += decoded.rejected
-        if rejected:
-            self._lake.append(Table.DEAD_LETTERS, dead_letter_frame(rejected, now))
-            for r in rejected:
-                self._metrics.dead_letters.labels(r.stream.value, r.reason.value).inc()
-            log.warning("events_rejected", count=len(rejected), first_reason=rejected[0].reason.value)
+                self._metrics.unknown_fields.labels(model).inc(found.unknown_fields.get(model, 0))
+
+    def _append_rejected(self, rejected: Sequence[Rejected], now: datetime) -> None:
+        if not rejected or not self._lake.append(Table.DEAD_LETTERS, dead_letter_frame(rejected, now)):
+            return
+        for r in rejected:
+            self._metrics.dead_letters.labels(r.stream.value, r.reason.value).inc()
+        log.warning("events_rejected", count=len(rejected), first_reason=rejected[0].reason.value)
 
 
 class Ingest:

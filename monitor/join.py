@@ -1,7 +1,8 @@
 """Labels meet predictions -> outcomes.
 
 Invariant: pure. Of two predictions with one id the first wins (by ts, then arrival); of several labels the last by
-ts wins. The result does not depend on the order in which batches arrive, only on what has arrived.
+ts wins, the greater one on a tie (as in `retrain.outcomes`). The result does not depend on the order in which batches
+arrive, only on what has arrived.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ def first_predictions(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def last_labels(labels: pl.DataFrame) -> pl.DataFrame:
-    """One row per prediction_id: the label with the greatest ts (the later arrival on a tie)."""
-    return labels.sort("ts", "source_offset").unique("prediction_id", keep="last", maintain_order=True)
+    """One row per prediction_id: the label with the greatest ts."""
+    return labels.sort("ts", "label").unique("prediction_id", keep="last", maintain_order=True)
 
 
 def join(predictions: pl.DataFrame, labels: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -32,4 +33,6 @@ def join(predictions: pl.DataFrame, labels: pl.DataFrame) -> tuple[pl.DataFrame,
 
 def last_outcomes(outcomes: pl.DataFrame) -> pl.DataFrame:
     """One row per prediction_id: corrected labels are later rows of the append-only table."""
-    return outcomes.sort("label_ts").unique("prediction_id", keep="last", maintain_order=True).sort("ts")
+    if not outcomes.height:
+        return outcomes
+    return outcomes.sort("label_ts", "label").unique("prediction_id", keep="last", maintain_order=True).sort("ts")

@@ -77,15 +77,23 @@ class Lake:
             return fresh.height
         raise TransientError(f"{self.table_uri(table, model)}: lost {_ATTEMPTS} commit races in a row")
 
-    def append_next(self, table: Table, frame: pl.DataFrame, model: str, positions: Mapping[str, int]) -> None:
+    def append_next(
+        self,
+        table: Table,
+        frame: pl.DataFrame,
+        model: str,
+        before: Mapping[str, int],
+        positions: Mapping[str, int],
+    ) -> None:
         """Append rows and move the table's own named positions (counted from 1) forward, in one commit.
 
-        Raises Conflict when a position is already there or further: somebody else did this work.
+        Raises Conflict, having written nothing, unless the table is exactly at `before` (0: never moved): somebody
+        else did this work, or part of it.
         """
         delta = self._open(table, model, create=frame)
         current = {name: delta.transaction_version(name) or 0 for name in positions}
-        if current == positions or any(current[name] > value for name, value in positions.items()):
-            raise Conflict(f"{table} of {model}: is at {current}, not before {dict(positions)}")
+        if current != {name: before.get(name, 0) for name in positions}:
+            raise Conflict(f"{table} of {model}: is at {current}, not at {dict(before)}")
         try:
             self._write(delta, frame, [Transaction(n, v) for n, v in positions.items()])
         except CommitFailedError as exc:
@@ -117,7 +125,7 @@ class Lake:
                 _from_arrow(delta.load_cdf(a, b, columns=list(columns) if columns else None))
                 for a, b in _runs(versions)
             ]
-        except (DeltaError, OSError) as exc:
+        except (DeltaError, OSError, pa.ArrowException) as exc:
             raise HistoryGone(f"{self.table_uri(table, model)}: versions {since + 1}..{until}: {exc}") from exc
         rows = pl.concat(parts, how="diagonal_relaxed") if parts else pl.DataFrame()
         rows = rows.drop("_change_type", "_commit_version", "_commit_timestamp", strict=False)
@@ -144,9 +152,9 @@ class Lake:
     def count_outcomes(self, model: str, version: str) -> int:
         """Labelled rows of one model version, corrections counted again: an upper bound that costs one column."""
         lazy = self.scan(Table.OUTCOMES, model)
-        return (
-            0 if lazy is None else lazy.filter(pl.col("model_version") == version).select(pl.len()).collect().item()
-        )
+        if lazy is None:
+            return 0
+        return int(collect(lazy.filter(pl.col("model_version") == version).select(pl.len())).item())
 
     def dates(self, table: Table, model: str) -> list[str]:
         """The days that hold rows, newest first."""
@@ -169,7 +177,7 @@ class Lake:
             lambda: delta.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False),
             delta,
         )
-        delta.create_checkpoint()
+        self._retry(delta.create_checkpoint, delta)
         done = {"days_expired": len(expired), "files_vacuumed": len(removed or ())}
         return done | {"files_compacted": (compacted or {}).get("numFilesRemoved", 0)}
 
@@ -201,7 +209,7 @@ class Lake:
                 delta.update_incremental()
             except (DeltaError, OSError) as exc:
                 raise TransientError(f"{delta.table_uri}: {exc}") from exc
-        return None
+        raise TransientError(f"{delta.table_uri}: lost {_ATTEMPTS} commit races in a row")
 
     def _write(self, delta: DeltaTable, frame: pl.DataFrame, transactions: list[Transaction]) -> None:
         known = {f.name for f in delta.schema().fields}
@@ -255,6 +263,14 @@ class Lake:
         if (delta := self._find(table, model)) is None:
             raise TransientError(f"{uri}: vanished right after it was created")
         return delta
+
+
+def collect(lazy: pl.LazyFrame) -> pl.DataFrame:
+    """The rows of a `scan`. Raises TransientError when the store is away or a file has just been vacuumed."""
+    try:
+        return lazy.collect()
+    except (OSError, pl.exceptions.ComputeError) as exc:
+        raise TransientError(f"lake: {exc}") from exc
 
 
 def _quoted(text: str) -> str:

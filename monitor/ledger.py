@@ -1,7 +1,8 @@
 """The ledger: rule states, transitions and decisions of the observing half, in the control database.
 
 Invariant: one round of judging is one transaction that also moves the model's cursor over the measurements table,
-by compare-and-set. So a round is recorded once, whoever tries, and its effects (handing a request over) come after it.
+by compare-and-set. So a round is recorded once, whoever tries, and its effects (handing a request over) come
+after it.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ _leases = Table(
     Column("until", UtcDateTime, nullable=False),
 )
 REQUESTED = "requested"
+_RECENT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +245,14 @@ class Ledger:
                 )
                 return True
             cause = decision.cause
-            last = db.execute(
-                select(_decisions.c.outcome, _decisions.c.detail)
+            recent = db.execute(
+                select(_decisions.c.outcome, _decisions.c.detail, _decisions.c.evidence)
                 .where(_decisions.c.model == cause.model, _decisions.c.trigger == cause.trigger.value)
                 .order_by(_decisions.c.id.desc())
-                .limit(1)
-            ).first()
-            if last is not None and tuple(last) == (decision.reason.value, decision.detail):
+                .limit(_RECENT)
+            )
+            last = next((r for r in recent if _subject(r.evidence) == _subject(cause.evidence)), None)
+            if last is not None and (last.outcome, last.detail) == (decision.reason.value, decision.detail):
                 return False
             db.execute(
                 insert(_decisions).values(
@@ -337,6 +340,11 @@ class Ledger:
         """Give the lease up, so that another replica need not wait for it to expire."""
         with writing(self._engine) as db:
             db.execute(delete(_leases).where(_leases.c.name == name, _leases.c.holder == holder))
+
+
+def _subject(evidence: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a cause is about: two rules that fire at once are refused each for itself."""
+    return tuple(evidence.get(k) for k in ("rule", "version", "actor"))
 
 
 def firing(records: Mapping[tuple[str, str], RuleRecord]) -> list[RuleRecord]:

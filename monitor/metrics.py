@@ -1,7 +1,7 @@
 """Every Prometheus name driftd exports, in one class.
 
 Invariant: names are literal, label values come from configuration or enums only, and series that are known from the
-configuration exist from the start. A value that is undefined removes its series' sample from `valid`, never writes NaN.
+configuration exist from the start. An undefined value has no sample; NaN is never written.
 """
 
 from __future__ import annotations
@@ -62,11 +62,15 @@ class MeasurementCollector(Collector):
     """The newest measured window of each model version, as gauges; one family per measure."""
 
     def __init__(self) -> None:
-        self._values: dict[str, dict[tuple[str, tuple[str, str, str, str]], tuple[Measurement, str]]] = {}
+        self._values: dict[str, dict[tuple[str, tuple[str, str, str, str]], tuple[Measurement, float]]] = {}
         self._windows: dict[tuple[str, str], float] = {}
 
     def update(self, key: WindowKey, measurements: Iterable[Measurement]) -> int:
-        """Take over a window's measurements. Returns how many were dropped for the series budget."""
+        """Take over a window's measurements, unless those of a newer window are there (labels come out of order).
+
+        Returns how many were dropped for the series budget.
+        """
+        end = key.end.timestamp()
         values = dict(self._values.get(key.model, {}))
         dropped = 0
         for m in measurements:
@@ -74,9 +78,10 @@ class MeasurementCollector(Collector):
             if slot not in values and len(values) >= SERIES_BUDGET:
                 dropped += 1
                 continue
-            values[slot] = (m, key.version)
+            if slot not in values or values[slot][1] <= end:
+                values[slot] = (m, end)
         self._values[key.model] = values
-        self._windows[key.model, key.version] = key.end.timestamp()
+        self._windows[key.model, key.version] = max(end, self._windows.get((key.model, key.version), end))
         return dropped
 
     def retire(self, model: str, keep: set[str]) -> None:
@@ -98,14 +103,14 @@ class MeasurementCollector(Collector):
         for measure, (name, text) in _NAMES.items():
             family = GaugeMetricFamily(name, text, labels=("model", "version", *_LABELS.get(measure, ())))
             for model, values in list(self._values.items()):
-                for m, version in values.values():
+                for (version, _), (m, _end) in values.items():
                     if m.measure is measure and m.value is not None:
                         extra = [getattr(m, label) for label in _LABELS.get(measure, ())]
                         family.add_metric([model, version, *extra], m.value)
             yield family
         for model, values in list(self._values.items()):
             missing: dict[str, int] = {}
-            for m, version in values.values():
+            for (version, _), (m, _end) in values.items():
                 missing[version] = missing.get(version, 0) + (m.value is None)
                 if m.measure is Measure.FEATURE_DRIFT and m.drifted is not None:
                     drifted.add_metric([model, version, m.feature], float(m.drifted))
@@ -234,6 +239,12 @@ class Metrics:
                 self.job_process_exits,
             ):
                 counter.labels(outcome)
+        for component in ("source", "lake", "control", "evaluation"):
+            self.ready.labels(component)
+        for kind in ("refused", "unavailable", "unreadable_file", "replaced_file"):
+            self.source_errors.labels(kind)
+        for kind in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(kind)
         for stream in Stream:
             for reason in RejectReason:
                 self.dead_letters.labels(stream.value, reason.value)
@@ -247,8 +258,8 @@ class Metrics:
                 per_model.labels(model)
             for kind in ("drift", "performance"):
                 self.windows.labels(model, kind)
-            for reason in SuppressReason:
-                self.suppressed.labels(model, reason.value)
+            for against in SuppressReason:
+                self.suppressed.labels(model, against.value)
             for trigger in TriggerKind:
                 self.requests.labels(model, trigger.value)
             for state in JobState:
@@ -258,7 +269,12 @@ class Metrics:
                 threshold = rule.above if rule.above is not None else rule.below
                 if threshold is not None:
                     self.rule_threshold.labels(model, rule.name, rule.measure.value).set(threshold)
-                self.set_phase(model, rule.name, Phase.INACTIVE)
+                if not self._has_phase(model, rule.name):  # a reload leaves a firing rule firing
+                    self.set_phase(model, rule.name, Phase.INACTIVE)
+
+    def _has_phase(self, model: str, rule: str) -> bool:
+        labels = {"model": model, "rule": rule, "phase": Phase.INACTIVE.value}
+        return self.registry.get_sample_value("driftd_rule_phase", labels) is not None
 
     def set_phase(self, model: str, rule: str, phase: Phase) -> None:
         for p in Phase:

@@ -11,7 +11,7 @@ from datetime import datetime
 import polars as pl
 
 from monitor.config import ConfigError, LoadedConfig
-from monitor.lake import Lake, Table
+from monitor.lake import Lake, Table, collect
 from monitor.ledger import Ledger
 from monitor.measure.reports import ReportTask, make_report
 from monitor.measurement import WindowKey
@@ -55,7 +55,7 @@ def write_window_report(loaded: LoadedConfig, model: str, version: str | None, e
     lake = Lake(config.lake_uri, config.storage_options())
     lazy = lake.scan(Table.MEASUREMENTS, model)
     windows = (
-        lazy.select("model_version", "window_start", "window_end").unique().sort("window_end").collect()
+        collect(lazy.select("model_version", "window_start", "window_end").unique().sort("window_end"))
         if lazy is not None
         else pl.DataFrame()
     )

@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monitor.config import DEFAULT_RULES, Config, LoadedConfig, ModelConfig, RuleConfig, Secret
+from monitor.config import (
+    DEFAULT_METRICS,
+    DEFAULT_RULES,
+    JUDGED,
+    Config,
+    LoadedConfig,
+    ModelConfig,
+    RuleConfig,
+    Secret,
+)
 from monitor.measure.methods import DriftMethod, default_method, drift_method
 from monitor.measure.worker import ReferenceSource
-from monitor.measurement import Measure
 from monitor.rules import Rule
 from monitor.triggers import TriggerPolicy
 from monitor.windows import WindowPolicy
 from retrain.config import RetrainConfig
-from retrain.schema import FeatureKind, ModelSchema, Task
-
-DEFAULT_METRICS: Mapping[Task, tuple[str, ...]] = {
-    Task.BINARY: ("roc_auc", "balanced_accuracy", "accuracy", "f1", "log_loss"),
-    Task.MULTICLASS: ("balanced_accuracy", "accuracy", "f1_macro"),
-    Task.REGRESSION: ("mae", "rmse", "r2", "bias"),
-}
-"""The first one is what rules and gates judge unless they name another."""
-_JUDGED = (Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO)
+from retrain.schema import FeatureKind, ModelSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,11 @@ class ModelPlan:
 
 def plans(loaded: LoadedConfig) -> dict[str, ModelPlan]:
     """A plan per model of the configuration."""
-    return {m: _plan(loaded.config, s, loaded.schemas[m]) for m, s in loaded.config.models.items()}
+    return {m: _plan(loaded, s, loaded.schemas[m]) for m, s in loaded.config.models.items()}
 
 
-def _plan(config: Config, section: ModelConfig, schema: ModelSchema) -> ModelPlan:
+def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> ModelPlan:
+    config, path = loaded.config, section.reference.path
     metrics = section.metrics or DEFAULT_METRICS[section.task]
     rules = section.rules
     if rules is None:
@@ -94,7 +95,7 @@ def _plan(config: Config, section: ModelConfig, schema: ModelSchema) -> ModelPla
         schedule=section.schedule,
         reference=ReferenceSource(
             folder=str((config.state / "references" / schema.model).absolute()),
-            path=section.reference.path,
+            path=str((loaded.base / path).absolute()) if path else None,
             tracking_uri=config.tracking_uri,
             registered_model=name,
             max_rows=section.reference.max_rows,
@@ -121,7 +122,7 @@ def _methods(section: ModelConfig, schema: ModelSchema) -> dict[str, DriftMethod
 
 
 def _rule(rule: RuleConfig, judged_metric: str) -> Rule:
-    metric = rule.metric or (judged_metric if rule.measure in _JUDGED else None)
+    metric = rule.metric or (judged_metric if rule.measure in JUDGED else None)
     return Rule(
         name=rule.name,
         measure=rule.measure,

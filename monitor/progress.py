@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from monitor.lake import HistoryGone, Lake, Table
+from monitor.lake import HistoryGone, Lake, Table, collect
 from monitor.measurement import WindowKey
 from monitor.windows import (
     EPOCH,
@@ -106,10 +106,10 @@ class Progress:
         self._read_measured()
         predictions = self._lake.scan(Table.PREDICTIONS, self._model, version=max(target[0], 0))
         if predictions is not None and target[0] >= 0:
-            self._count_predictions(_by_window(predictions, self._policy).collect(), now, rebuilding=True)
+            self._count_predictions(collect(_by_window(predictions, self._policy)), now, rebuilding=True)
         outcomes = self._lake.scan(Table.OUTCOMES, self._model, version=max(target[1], 0))
         if outcomes is not None and target[1] >= 0:
-            self._count_outcomes(_by_window(outcomes, self._policy).collect())
+            self._count_outcomes(collect(_by_window(outcomes, self._policy)))
         return 0
 
     def _read_measured(self) -> None:
@@ -118,7 +118,7 @@ class Progress:
         if lazy is None:
             return
         columns = ("model_version", "window_start", "window_end", "kind", "final", "coverage")
-        for version, start, end, kind, final, coverage in lazy.select(columns).unique().collect().iter_rows():
+        for version, start, end, kind, final, coverage in collect(lazy.select(columns).unique()).iter_rows():
             key = WindowKey(self._model, version, start, end)
             if kind == DRIFT:
                 self.drift_measured.add(key)
@@ -141,11 +141,12 @@ class Progress:
     def _count_predictions(self, counts: pl.DataFrame, now: datetime, *, rebuilding: bool) -> int:
         late = 0
         for key, row in self._keyed(counts):
-            if key in self.final or (not rebuilding and self._closed(key)):
-                late += row["rows"]
-            else:
-                state = self.windows.get(key, WindowState(key))
-                self.windows[key] = replace(state, rows=state.rows + row["rows"])
+            closed = key in self.final or (not rebuilding and self._closed(key))
+            late += row["rows"] if closed else 0
+            if closed and (key in self.final or key in self.windows):
+                continue
+            state = self.windows.get(key, WindowState(key))  # a stranger that comes late is measured all the same
+            self.windows[key] = replace(state, rows=state.rows + row["rows"])
         seen = [(r["source_partition"], r["newest"]) for r in counts.iter_rows(named=True)]
         self._clocks = observe(self._clocks, seen, now)
         return late

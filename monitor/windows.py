@@ -1,7 +1,7 @@
 """Watermark, closing and maturity of tumbling event-time windows.
 
-Invariant: pure. Event time closes windows; wall time (`now`) only tells which partitions are idle. A watermark
-never moves backwards, and a closed window never opens again.
+Invariant: pure. Event time closes windows; wall time (`now`) only tells which partitions are idle, and that nobody is
+ahead of it. A watermark never moves backwards, and a closed window never opens again.
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ def watermark(
 ) -> datetime | None:
     """Event time up to which all windows are complete: the slowest active partition minus `lateness`.
 
-    Partitions silent for `idle_after` do not hold it back; when all are silent, the furthest one counts.
+    Partitions silent for `idle_after` do not hold it back; when all are silent, the furthest one counts. A producer
+    whose clock is fast does not close windows that others still fill: no partition is further than `now`.
     """
     if not clocks:
         return previous
     active = [c.event_time for c in clocks.values() if now - c.seen_at < policy.idle_after]
     slowest = min(active) if active else max(c.event_time for c in clocks.values())
-    mark = slowest - policy.lateness
+    mark = min(slowest, now) - policy.lateness
     return mark if previous is None else max(mark, previous)
 
 

@@ -32,8 +32,8 @@ class Workers:
 
     def map(self, function: Callable[[_T], _R], tasks: Iterable[_T]) -> list[_R]:
         """Results in order. Raises what a task raised, TransientError when a process was lost or hung."""
-        futures = [self.submit(function, task) for task in tasks]
         try:
+            futures = [self.submit(function, task) for task in tasks]
             return [future.result(timeout=self._timeout) for future in futures]
         except (BrokenProcessPool, TimeoutError) as exc:
             self.close()
@@ -41,14 +41,21 @@ class Workers:
 
     def submit(self, function: Callable[[_T], _R], task: _T) -> Future[_R]:
         with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self._count,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_become_worker,
-                    initargs=(os.getpid(),),
-                )
-            return self._pool.submit(function, task)
+            try:
+                return self._started().submit(function, task)
+            except BrokenProcessPool:  # a process was lost since the last task
+                self._pool = None
+                return self._started().submit(function, task)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._count,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_become_worker,
+                initargs=(os.getpid(),),
+            )
+        return self._pool
 
     def close(self) -> None:
         """End all processes at once; the next task starts new ones."""

@@ -75,6 +75,7 @@ class Driver:
         being watched, or where it was told to stop. Raises LeaseLost when another process drives it; any other
         exception has been recorded as the job's failure."""
         if not self._store.acquire(job_id, self._owner, self._clock(), self._limits.lease):
+            self._store.get(job_id)  # raises UnknownJob
             raise LeaseLost(f"job {job_id}: another process holds its lease")
         try:
             with self._heartbeat(job_id):

@@ -1,0 +1,1 @@
+"""The budgets of docs/performance.md, measured side by side in one run: `python -m bench`."""

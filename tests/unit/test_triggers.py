@@ -1,0 +1,89 @@
+"""A request, or the first reason against it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from monitor.triggers import Cause, JobHistory, Suppressed, SuppressReason, TriggerPolicy, decide, request_id
+from retrain.request import RetrainRequest, TriggerKind
+from tests.builders import HOUR, MINUTE, NOW
+
+POLICY = TriggerPolicy(enabled=True, cooldown=HOUR, max_per_day=4, stop_after_rejected=3)
+RULE = Cause("fraud", TriggerKind.RULE, "1/drop/2026", "rule drop fires", {"value": 0.1}, version="1")
+FREE = JobHistory()
+R = SuppressReason
+
+
+@pytest.mark.parametrize(
+    ("policy", "history", "reason", "detail"),
+    [
+        (POLICY, JobHistory(in_flight="j1"), R.JOB_IN_FLIGHT, "job j1 is under way"),
+        (replace(POLICY, enabled=False), FREE, R.DISABLED, "retrain.enabled is false"),
+        (POLICY, JobHistory(champion="2"), R.SUPERSEDED, "version 2 has replaced version 1"),
+        (POLICY, JobHistory(rejected_in_a_row=3), R.TOO_MANY_REJECTED, "3 jobs in a row ended without a promotion"),
+        (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
+        (POLICY, JobHistory(rejected_in_a_row=1), R.AWAITING_NEW_DATA, "1 more window(s) first"),
+        (POLICY, JobHistory(rejected_in_a_row=2, windows_since_last=1), R.AWAITING_NEW_DATA, "1 more window(s)"),
+        (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
+    ],
+)
+def test_suppressed_with_its_reason(
+    policy: TriggerPolicy, history: JobHistory, reason: SuppressReason, detail: str
+) -> None:
+    found = decide(RULE, policy, history, NOW)
+    assert isinstance(found, Suppressed)
+    assert (found.reason, found.cause) == (reason, RULE)
+    assert detail in found.detail
+
+
+def test_every_reason_has_a_row_in_the_table_above() -> None:
+    rows = test_suppressed_with_its_reason.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {reason for _, _, reason, _ in rows} == set(SuppressReason)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        FREE,
+        JobHistory(last_ended_at=NOW - HOUR),
+        JobHistory(rejected_in_a_row=1, windows_since_last=1),
+        JobHistory(rejected_in_a_row=2, windows_since_last=2),
+        JobHistory(started_today=3),
+        JobHistory(champion="1"),
+    ],
+)
+def test_requested_when_nothing_speaks_against_it(history: JobHistory) -> None:
+    assert decide(RULE, POLICY, history, NOW) == RetrainRequest(
+        request_id(RULE), "fraud", TriggerKind.RULE, "rule drop fires", {"value": 0.1}, NOW
+    )
+
+
+def test_person_passes_everything_but_a_job_in_flight() -> None:
+    manual = replace(RULE, trigger=TriggerKind.MANUAL)
+    against = JobHistory(None, NOW, "rejected", 99, 99, 0, "2")
+    assert isinstance(decide(manual, replace(POLICY, enabled=False), against, NOW), RetrainRequest)
+    assert isinstance(decide(manual, POLICY, replace(against, in_flight="j"), NOW), Suppressed)
+
+
+@pytest.mark.parametrize("trigger", [TriggerKind.SCHEDULE, TriggerKind.LABELS, TriggerKind.WEBHOOK])
+def test_only_rules_wait_for_new_windows(trigger: TriggerKind) -> None:
+    cause = replace(RULE, trigger=trigger, version=None)
+    assert isinstance(decide(cause, POLICY, JobHistory(rejected_in_a_row=1), NOW), RetrainRequest)
+
+
+def test_request_id_follows_from_the_occasion_alone() -> None:
+    again = replace(RULE, reason="worse", evidence={"value": 0.2}, version="9")
+    assert request_id(again) == request_id(RULE)
+    assert request_id(RULE) == "fraud-" + request_id(RULE).removeprefix("fraud-")
+    others = [replace(RULE, model="x"), replace(RULE, trigger=TriggerKind.MANUAL), replace(RULE, occasion="2")]
+    assert len({request_id(c) for c in (RULE, *others)}) == 4
+
+
+def test_same_facts_give_the_same_answer_until_time_passes() -> None:
+    history = JobHistory(last_ended_at=NOW)
+    assert decide(RULE, POLICY, history, NOW) == decide(RULE, POLICY, history, NOW)
+    assert isinstance(decide(RULE, POLICY, history, NOW + HOUR - timedelta(microseconds=1)), Suppressed)
+    assert isinstance(decide(RULE, POLICY, history, NOW + HOUR), RetrainRequest)
