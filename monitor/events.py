@@ -254,7 +254,7 @@ def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Cano
     if not rows:
         return
     lines = [batch.lines[row] for row in rows]
-    frame = _read(lines, wire)
+    frame = _read(lines, wire, canonical=False)
     if frame is not None:
         yield frame.with_columns(
             row=pl.Series(rows, dtype=pl.UInt32), invalid_features=pl.lit(None, dtype=pl.List(pl.String))
@@ -267,12 +267,13 @@ def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Cano
         yield from _parse(batch, rows[middle:], wire, canonical)
 
 
-def _read(lines: list[bytes], wire: dict[str, Any]) -> pl.DataFrame | None:
+def _read(lines: list[bytes], wire: dict[str, Any], *, canonical: bool) -> pl.DataFrame | None:
     """All lines or None. Line breaks inside a record become spaces: one record is one line for the parser."""
     text = b"\n".join(lines)
     if text.count(b"\n") != len(lines) - 1 or b"\r" in text:
         text = b"\n".join(line.replace(b"\n", b" ").replace(b"\r", b" ") for line in lines)
-    if (b"\\ud" in text or b"\\uD" in text) and _LONE_SURROGATE.search(text):  # the search alone costs more than all
+    escaped = not canonical and (b"\\ud" in text or b"\\uD" in text)  # the search alone costs more than all
+    if escaped and _LONE_SURROGATE.search(text):
         return None
     try:
         frame = pl.read_ndjson(io.BytesIO(text), schema=wire)
@@ -293,7 +294,7 @@ def _one_by_one(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical:
         invalid.append(broken or None)
     if not kept:
         return
-    frame = _read(lines, wire)
+    frame = _read(lines, wire, canonical=True)
     if frame is None:
         if len(kept) == 1:
             batch.reject(kept[0], RejectReason.NOT_JSON, "cannot be read by the typed parser")

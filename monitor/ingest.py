@@ -58,7 +58,10 @@ class _Buffer:
 
 
 class Writer:
-    """Makes one batch durable. Retries for as long as it takes, unless told to stop."""
+    """Makes one batch durable. Retries for as long as it takes, unless told to stop.
+
+    Batches are written in order: after one that was not, none is.
+    """
 
     def __init__(self, lake: Lake, schemas: Mapping[str, ModelSchema], policy: IngestPolicy, metrics: Metrics):
         self._lake = lake
@@ -66,9 +69,13 @@ class Writer:
         self._policy = policy
         self._metrics = metrics
         self.stopping = threading.Event()
+        self._gap = False
 
     def write(self, records: Sequence[Records], now: datetime | None = None) -> dict[str, int]:
         """Append a batch. Returns the positions to commit. Raises TransientError only when stopping."""
+        if self._gap:  # the lake would take these, and then never again those before them
+            raise TransientError("an earlier batch has not been written")
+        self._gap = True
         started = time.monotonic()
         now = now or datetime.now(UTC)
         delay = _BACKOFF[0]
@@ -83,6 +90,7 @@ class Writer:
                     raise
                 delay = min(delay * 2, _BACKOFF[1])
                 continue
+            self._gap = False
             self._metrics.batches.labels("ok").inc()
             self._metrics.ready.labels("lake").set(1)
             self._metrics.append_seconds.observe(time.monotonic() - started)
@@ -143,6 +151,8 @@ class Ingest:
                 0.2, self._policy.batch_rows - min(self._buffer.rows, self._policy.batch_rows - 1)
             )
         except TransientError as exc:
+            if self._due():  # what has been read need not wait until the source is back
+                self._submit(executor)
             self._unavailable(exc, stop)
             return
         self.polled_at = time.monotonic()

@@ -218,7 +218,7 @@ class Lake:
                 delta,
                 frame,
                 mode="append",
-                schema_mode="merge" if set(frame.columns) - known else None,
+                schema_mode="merge" if set(frame.columns) != known else None,  # features come and go
                 writer_properties=_WRITER,
                 commit_properties=CommitProperties(app_transactions=transactions),
             )
@@ -282,6 +282,8 @@ def _from_arrow(stream: Any) -> pl.DataFrame:
 
 
 def _after(frame: pl.DataFrame, last: Mapping[str, int | None]) -> pl.DataFrame:
+    """Rows behind the last append, each once: a source that began again may have delivered some twice."""
+    frame = frame.unique(["source_partition", "source_offset"], keep="first", maintain_order=True)
     done = {p: v for p, v in last.items() if v is not None}
     if not done:
         return frame

@@ -41,7 +41,7 @@ def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 1
         "decisions": [_decision(d) for d in decided],
         "transitions": [
             {**t, "at": t["at"].isoformat(), "recorded_at": t["recorded_at"].isoformat()}
-            for t in ledger.transitions(model, decisions)
+            for t in ledger.transitions(model, 500)
         ],
         "jobs": [_job(j) for j in jobs],
         "champions": [

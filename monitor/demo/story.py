@@ -37,6 +37,9 @@ from retrain.schema import Task
 SETTLE_WITHIN = 120.0
 """Seconds the daemon may take over a window of events before the demo gives up."""
 JOB_WITHIN = 900.0
+RULE = "performance_drop"
+_EXPECTED = {"job_in_flight", "superseded"}
+"""Refusals that only say that the rule's job is under way or done."""
 _ENDED = {"promoted", "rejected", "failed", "watched", "rolled_back"}
 
 
@@ -74,7 +77,7 @@ class Stage:
 
 def tell(options: DemoOptions) -> None:
     """Run the demo and print its story. Raises ClickException when the table or the broker cannot be used."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
         world = invented() if options.stream is None else recorded(options.stream, str(options.target), options.drop)
     except (WorldError, OSError) as exc:
@@ -151,7 +154,7 @@ def _config(stage: Stage) -> dict[str, Any]:
             "stop_after_rejected": 8,
             "min_rows": max(200, rows),
             "max_rows": max(2000, 8 * rows),
-            "holdout_share": 0.25,
+            "holdout_share": 0.1,  # the newest rows are precious right after a change
             "holdout_min_rows": max(100, rows // 2),
             "watch_rows": 2 * rows,
         },
@@ -332,12 +335,12 @@ class Teller:
         self._seen_version = newest
         if rows is None:
             return
-        phases = {r["version"]: r for r in self._status()["rules"] if r["rule"] == "performance_drop"}
+        phases = {r["version"]: r for r in self._status()["rules"] if r["rule"] == RULE}
+        count = len(self._stage.world.schema.features)
+        for end, value in rows.filter(measure=Measure.DRIFT_SHARE.value).select("window_end", "value").iter_rows():
+            self._drift[end.isoformat()] = "?" if value is None else f"{round(value * count)}/{count}"
         for row in rows.sort("window_end").iter_rows(named=True):
             key = row["window_end"].isoformat()
-            if row["measure"] == Measure.DRIFT_SHARE.value:
-                count = len(self._stage.world.schema.features)
-                self._drift[key] = "?" if row["value"] is None else f"{round(row['value'] * count)}/{count}"
             whole = row["measure"] == Measure.PERFORMANCE.value and row["final"] and not row["segment"]
             if whole and row["metric"] == self._metric:
                 self.measured.append(
@@ -361,7 +364,8 @@ class Teller:
     def _tell_jobs(self) -> None:
         status = self._status()
         for decision in reversed(status["decisions"]):
-            self._once(f"decision {decision['at']}", f"[yellow]→ {decision['words']}[/yellow]")
+            if decision["outcome"] not in _EXPECTED:
+                self._once(f"decision {decision['at']}", f"[yellow]→ {decision['words']}[/yellow]")
         for job in reversed(status["jobs"]):
             self.jobs[job["id"]] = job
             self._once(f"job {job['id']} {job['state']}", f"[cyan]  job {job['id']}: {_job_words(job)}[/cyan]")
@@ -382,7 +386,7 @@ class Teller:
             "stream": self._stage.world.name,
             "task": self._stage.world.schema.task.value,
             "metric": self._stage.world.metric,
-            "performance": _chapters(windows),
+            "performance": _chapters(windows, self._status()["transitions"]),
             "retrains": [
                 {
                     "job": j["id"], "state": j["state"], "reason": j["reason"], "version": j["result"].get("version"),
@@ -405,16 +409,22 @@ def _job_words(job: dict[str, Any]) -> str:
     return job["state"] + (f" ({detail})" if detail else "")
 
 
-def _chapters(windows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over windows: before = up to the worst third's begin, drifted, after = the windows of later versions.
+def _chapters(windows: list[dict[str, Any]], transitions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean performance over windows, by chapter.
 
-    `drifted` is the mean of the two worst-served windows' stretch before the first promotion: the last two windows
-    of the first version. `before` is the first version's other windows.
+    `before`: the first version's windows until the rule's last breach began that ended in a promotion; `drifted`:
+    from there on; `after`: the windows of later versions. Without a promotion everything is `before`.
     """
-    first_version = windows[0]["version"] if windows else None
-    first = [w for w in windows if w["version"] == first_version]
-    later = [w for w in windows if w["version"] != first_version]
-    drifted, before = (first[-2:], first[:-2]) if later else ([], first)
+    first = [w for w in windows if w["version"] == windows[0]["version"]]
+    later = [w for w in windows if w["version"] != windows[0]["version"]]
+    begun = [
+        t["at"]
+        for t in transitions
+        if t["rule"] == RULE and t["version"] == windows[0]["version"] and t["before"] == "inactive"
+    ]
+    breach = datetime.fromisoformat(max(begun)) if begun and later else None
+    drifted = [w for w in first if breach is not None and datetime.fromisoformat(w["window_end"]) >= breach]
+    before = [w for w in first if w not in drifted]
 
     def mean(part: list[dict[str, Any]], key: str = "performance") -> float | None:
         values = [w[key] for w in part if w[key] is not None]

@@ -351,6 +351,7 @@ class FileSource:
                 self._database = database
             yield self._database
         except (sqlite3.Error, OSError) as error:
+            self.close()  # positions in memory may have moved over what is not returned: begin again from the stored
             raise TransientError(f"{self._settings.positions}: {error}") from error
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 TAIL_SHARE = 0.15
 TAIL_ROWS = 100
 """How many boosting rounds are worth it is found on the newest share of the rows; fewer rows than this: not found."""
+SPANS = (1.0, 0.5, 0.25, 0.125)
+"""Shares of the rows, counted back from the newest, that are tried: after a change old rows mislead."""
+SPAN_ROWS = 150
+"""A shorter span is not tried."""
 MAX_CATEGORIES = 254
 """Per feature; the rarer ones share one more. Boosting bins hold 255 values."""
 MAX_ROUNDS = 300
@@ -25,19 +29,51 @@ DEFAULT_ROUNDS = 100
 
 
 def train(frame: pd.DataFrame, labels: pd.Series, context: TrainContext) -> Any:
-    """A fitted pipeline. `context.parameters` go to HistGradientBoosting* (`learning_rate`, `max_leaf_nodes`,
-    `class_weight`, ...); with `max_iter` among them the rounds are not searched for."""
+    """A fitted pipeline. How far back to train and for how many rounds is found on the newest rows given.
+
+    `context.parameters` go to HistGradientBoosting* (`learning_rate`, `max_leaf_nodes`, `class_weight`, ...); with
+    `max_iter` among them the rounds are not searched for, with `choose_span = false` all rows are used.
+    """
+    parameters = dict(context.parameters)
+    if parameters.pop("choose_span", True):
+        start = _start(frame, labels, context, parameters)
+        frame, labels = frame[start:].reset_index(drop=True), labels[start:].reset_index(drop=True)
+    if "max_iter" not in parameters:
+        parameters["max_iter"] = _rounds(frame, labels, context, parameters)
+    return _fit(frame, labels, context, parameters)
+
+
+def _fit(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> Any:
     from sklearn.pipeline import Pipeline
 
-    parameters = dict(context.parameters)
-    if "max_iter" not in parameters:
-        parameters["max_iter"] = _rounds(frame, labels, context)
     encoder = _encoder(context)
     booster = _booster(context, parameters).fit(encoder.fit_transform(frame), labels)
     return Pipeline([("encode", encoder), ("boost", booster)])
 
 
-def _rounds(frame: pd.DataFrame, labels: pd.Series, context: TrainContext) -> int:
+def _start(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> int:
+    """First row to train on: the span whose model is best on the newest rows; the longest one on a tie."""
+    from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
+
+    tail = int(len(frame) * TAIL_SHARE)
+    head = len(frame) - tail
+    regression = context.schema.task is Task.REGRESSION
+    best, start = None, 0
+    for share in SPANS if tail >= TAIL_ROWS else ():
+        first = head - int(head * share)
+        known = labels[first:head]
+        if head - first < SPAN_ROWS or (not regression and set(labels[head:]) - set(known)):
+            continue
+        model = _fit(frame[first:head], known, context, {"max_iter": DEFAULT_ROUNDS, **parameters})
+        predicted = model.predict(frame[head:])
+        truth = labels[head:]
+        quality = -mean_absolute_error(truth, predicted) if regression else balanced_accuracy_score(truth, predicted)
+        if best is None or quality > best:
+            best, start = quality, first
+    return start
+
+
+def _rounds(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> int:
     """Stops early on the newest rows, not on random ones: what is to be predicted is later than what is known."""
     tail = int(len(frame) * TAIL_SHARE)
     head = len(frame) - tail
@@ -46,7 +82,7 @@ def _rounds(frame: pd.DataFrame, labels: pd.Series, context: TrainContext) -> in
         return DEFAULT_ROUNDS
     encoder = _encoder(context)
     searching = _booster(
-        context, {**context.parameters, "max_iter": MAX_ROUNDS, "early_stopping": True, "n_iter_no_change": 15}
+        context, {**parameters, "max_iter": MAX_ROUNDS, "early_stopping": True, "n_iter_no_change": 15}
     )
     searching.fit(
         encoder.fit_transform(frame[:head]),

@@ -205,6 +205,12 @@ def test_ids_with_lone_surrogates_stay_apart() -> None:
     assert ids == ["x\\ud800", "x\\ud801", "x\\udc00", "x😀"]
 
 
+def test_backslash_before_a_surrogate_escape_is_a_backslash() -> None:
+    body = b'{"prediction_id": "x\\\\ud800", "model": "fraud", "ts": 1772449200000, "prediction": 1}'
+    for company in ([], [b"{"]):
+        assert decoded([body, *company]).frames["fraud"]["prediction_id"].to_list() == ["x\\ud800"]
+
+
 def test_binary_score_is_a_number_or_the_positive_class_of_an_object() -> None:
     bodies = [message(prediction(score=s)) for s in (0.25, {"0": 0.75, "1": 0.25}, "0.25", None, {"0": 1}, [1])]
     assert decoded(bodies).frames["fraud"]["score"].to_list() == [0.25, 0.25, 0.25, None, None, None]

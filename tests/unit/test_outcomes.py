@@ -36,12 +36,12 @@ class World:
         self.orphans += count
 
     def predict(self, *ids: str, ts: datetime = NOW, **more: Any) -> None:
-        self.offset += len(ids)
         self.lake.append(Table.PREDICTIONS, prediction_rows(ids, ts, start=self.offset, **more), "fraud")
+        self.offset += len(ids)
 
     def label(self, *labels: tuple[str, str, datetime], prediction_ts: datetime | None = None) -> None:
-        self.offset += len(labels)
         rows = label_rows(labels, start=self.offset, prediction_ts=prediction_ts)
+        self.offset += len(labels)
         self.lake.append(Table.LABELS, rows, "fraud")
 
     @property
