@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench lock clean install
+.PHONY: demo test check bench docs lock clean install
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ lock: install            ## rewrite the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml -o requirements.lock
 	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --group install -o requirements-install.lock
+
+docs: install            ## rewrite the reference pages that are made from code
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .driftd*

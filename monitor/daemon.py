@@ -41,7 +41,7 @@ from monitor.operate import request_retrain
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
 from monitor.sources.build import build_source
 from monitor.status import model_status
-from monitor.supervisor import Supervisor, job_history
+from monitor.supervisor import SpecOf, Supervisor, job_history
 from monitor.triggers import Cause
 from monitor.web.app import WebActions, build_app
 from monitor.workers import Workers
@@ -91,6 +91,7 @@ class Daemon:
     ledger: Ledger
     store: Store
     workers: Workers
+    reporters: Workers
     metrics: Metrics
     ingest: Ingest
     evaluators: dict[str, ModelEvaluator]
@@ -99,6 +100,7 @@ class Daemon:
     holder: str
     stop: threading.Event
     reload: threading.Event
+    scheduler: BackgroundScheduler | None = None
     failure: BaseException | None = None
     ticked_at: float = 0.0
 
@@ -119,7 +121,7 @@ class Daemon:
         server = _serve(self)
         ingest = threading.Thread(target=self._guard(lambda: self.ingest.run(self.stop)), name="ingest")
         ingest.start()
-        scheduler = self._schedule()
+        self.scheduler = scheduler = self._schedule()
         (self.folder.path / "url").write_text(self.url)
         log.info("daemon_started", url=self.url, models=sorted(self.evaluators), config=self.config.digest())
         while not self.stop.wait(0.2):
@@ -129,7 +131,8 @@ class Daemon:
         log.info("daemon_stopping")
         _force_exit_after(EXIT_WITHIN)
         scheduler.shutdown(wait=False)
-        self.workers.close()
+        self.workers.end()
+        self.reporters.end()
         ingest.join()
         server.should_exit = True
         self.supervisor.close()
@@ -151,12 +154,18 @@ class Daemon:
         scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
-        for model, evaluator in self.evaluators.items():
-            if evaluator.plan.schedule:
-                cron = CronTrigger.from_crontab(evaluator.plan.schedule, timezone=UTC)
-                scheduler.add_job(self.on_schedule, cron, args=[model], id=f"schedule:{model}")
+        self._schedule_retrains(scheduler)
         scheduler.start()
         return scheduler
+
+    def _schedule_retrains(self, scheduler: BackgroundScheduler) -> None:
+        for model, evaluator in self.evaluators.items():
+            job_id = f"schedule:{model}"
+            if evaluator.plan.schedule:
+                cron = CronTrigger.from_crontab(evaluator.plan.schedule, timezone=UTC)
+                scheduler.add_job(self.on_schedule, cron, args=[model], id=job_id, replace_existing=True)
+            elif scheduler.get_job(job_id) is not None:
+                scheduler.remove_job(job_id)
 
     def tick(self) -> None:
         """Evaluate every model, if this replica leads."""
@@ -268,6 +277,8 @@ class Daemon:
             evaluator = self.evaluators[model]
             if plan != evaluator.plan:
                 self.evaluators[model] = _evaluator(self, plan)
+        if self.scheduler is not None:
+            self._schedule_retrains(self.scheduler)
         _declare(self)
         self.metrics.config_reloads.labels("ok").inc()
         self.metrics.config_ok.set(1)
@@ -353,10 +364,11 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         ledger=ledger,
         store=store,
         workers=Workers(config.daemon.measure_workers),
+        reporters=Workers(1),  # a report takes seconds: windows must not wait for it
         metrics=metrics,
         ingest=Ingest(build_source(config, metrics), writer, policy, metrics),
         evaluators={},
-        supervisor=_supervisor(loaded, ledger, store, lake, metrics),
+        supervisor=_supervisor(config, lambda request: job_spec(daemon.loaded, request), ledger, store, lake, metrics),
         listener=_listen(config.http.host, config.http.port),
         holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
         stop=threading.Event(),
@@ -370,7 +382,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
 def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
     def on_breach(rule: str, key: WindowKey) -> None:
         task = ReportTask(daemon.lake.uri, daemon.lake.options, plan, key, str(daemon.reports))
-        daemon.workers.submit(make_report, task)
+        daemon.reporters.submit(make_report, task)
 
     return ModelEvaluator(
         plan,
@@ -383,8 +395,9 @@ def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
     )
 
 
-def _supervisor(loaded: LoadedConfig, ledger: Ledger, store: Store, lake: Lake, metrics: Metrics) -> Supervisor:
-    config = loaded.config
+def _supervisor(
+    config: Config, spec_of: SpecOf, ledger: Ledger, store: Store, lake: Lake, metrics: Metrics
+) -> Supervisor:
     watching = lake.clone()
 
     def watch_due(job: Job) -> bool:
@@ -394,7 +407,7 @@ def _supervisor(loaded: LoadedConfig, ledger: Ledger, store: Store, lake: Lake, 
     return Supervisor(
         ledger,
         store,
-        lambda request: job_spec(loaded, request),
+        spec_of,
         watch_due,
         config.control_url,
         job_environment(config),

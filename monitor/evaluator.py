@@ -289,7 +289,7 @@ class ModelEvaluator:
         records = self._ledger.rule_records(self.plan.model)
         actions = {r.name: r.action for r in self.plan.rules}
         for record in firing(records):
-            if actions.get(record.rule) is Action.RETRAIN:
+            if actions.get(record.rule) is Action.RETRAIN and record.verdict is Verdict.BREACH:
                 self.decide(self._cause(record), now, record.firing_since, record.judged)
         if self.plan.new_labels:
             self._trigger_on_labels(now)

@@ -27,6 +27,7 @@ from monitor.windows import (
 )
 
 DRIFT, PERFORMANCE = "drift", "performance"
+_GROWTH = 0.1 - 1e-9  # a tenth, whatever floats make of it
 
 
 class Progress:
@@ -76,7 +77,7 @@ class Progress:
             if key not in self.drift_measured:
                 yield key, DRIFT
             known = self.coverage_measured.get(key, 0.0)
-            if state.maturity is Maturity.FINAL or state.coverage >= known + 0.1:
+            if state.maturity is Maturity.FINAL or state.coverage - known > _GROWTH:
                 yield key, PERFORMANCE
 
     def measured(self, key: WindowKey, kind: str, rows: int, labelled: int) -> bool:

@@ -29,6 +29,7 @@ class Workers:
         self._timeout = timeout
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._ended = False
 
     def map(self, function: Callable[[_T], _R], tasks: Iterable[_T]) -> list[_R]:
         """Results in order. Raises what a task raised, TransientError when a process was lost or hung."""
@@ -41,6 +42,8 @@ class Workers:
 
     def submit(self, function: Callable[[_T], _R], task: _T) -> Future[_R]:
         with self._lock:
+            if self._ended:
+                raise TransientError("driftd is stopping")
             try:
                 return self._started().submit(function, task)
             except BrokenProcessPool:  # a process was lost since the last task
@@ -56,6 +59,12 @@ class Workers:
                 initargs=(os.getpid(),),
             )
         return self._pool
+
+    def end(self) -> None:
+        """Close for good: a tick that is under way starts no processes again."""
+        with self._lock:
+            self._ended = True
+        self.close()
 
     def close(self) -> None:
         """End all processes at once; the next task starts new ones."""

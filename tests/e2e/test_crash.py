@@ -14,7 +14,7 @@ import pytest
 
 from monitor.sources import Stream
 from tests.conftest import KafkaCluster
-from tests.daemons import Daemon, Daemons, kafka, until
+from tests.daemons import Daemon, Daemons, NotYet, kafka, until
 from tests.fakes import FileSink, KafkaSink, Traffic
 
 SEED = 20
@@ -50,15 +50,32 @@ def how_far(daemon: Daemon) -> str:
     return "started" if "daemon_started" in events else "starting"
 
 
-def drained(daemon: Daemon, traffic: Traffic) -> bool:
+def missing(daemon: Daemon, traffic: Traffic) -> dict[str, int]:
+    """What the daemon still has to do; empty when it is done."""
     daemon.must_run()
-    return (
-        daemon.count("predictions") >= len(traffic.predictions())
-        and daemon.count("labels") >= len(traffic.labels())
-        and daemon.count("outcomes") >= len(traffic.labels())
-        and daemon.count("dead_letters", "") >= len(traffic.poisons())
-        and not unmeasured(daemon)
-    )
+    wanted = {
+        "predictions": len(traffic.predictions()) - daemon.count("predictions"),
+        "labels": len(traffic.labels()) - daemon.count("labels"),
+        "outcomes": len(traffic.labels()) - daemon.count("outcomes"),
+        "dead letters": len(traffic.poisons()) - daemon.count("dead_letters", ""),
+    }
+    left = {name: count for name, count in wanted.items() if count > 0}
+    return left or ({"windows to measure": len(todo)} if (todo := unmeasured(daemon)) else {})
+
+
+def drain(daemon: Daemon, traffic: Traffic, within: float) -> None:
+    """Wait until all that was sent is stored, joined and measured."""
+    left: dict[str, int] = {}
+
+    def done() -> bool:
+        left.clear()
+        left.update(missing(daemon, traffic))
+        return not left
+
+    try:
+        until("the daemon to be done", done, within, every=0.5)
+    except NotYet as late:
+        raise NotYet(f"{late}: left {left}\n{daemon.tail()}") from late
 
 
 def unmeasured(daemon: Daemon) -> list[tuple[str, object]]:
@@ -115,7 +132,7 @@ def test_twenty_kills_under_load_from_kafka_lose_and_double_nothing(
         record_property("kills", dict(reached))
         assert reached["measured"] >= 3
         assert reached["started"] >= 5
-        until("everything to be stored and measured", lambda: drained(daemon, traffic), within=120, every=0.5)
+        drain(daemon, traffic, within=120)
         check_exactly_once(daemon, traffic)
         assert daemon.stop()[0] == 0
 
@@ -131,6 +148,6 @@ def test_five_kills_under_load_from_files_lose_and_double_nothing(tmp_path: Path
             daemon.start()
         finally:
             traffic.end()
-        until("everything to be stored and measured", lambda: drained(daemon, traffic), within=90, every=0.5)
+        drain(daemon, traffic, within=90)
         check_exactly_once(daemon, traffic)
         assert daemon.stop()[0] == 0
