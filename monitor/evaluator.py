@@ -421,7 +421,7 @@ def _windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowK
     keys = ["model_version", "window_start", "window_end", "kind"]
     for (version, start, end, _kind), part in acting.group_by(keys, maintain_order=True):
         yield (
-            WindowKey(model, str(version), start, end),  # type: ignore[arg-type]
+            WindowKey(model, str(version), start, end),
             [_measurement(r) for r in part.iter_rows(named=True)],
         )
 

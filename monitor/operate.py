@@ -67,7 +67,7 @@ def write_window_report(loaded: LoadedConfig, model: str, version: str | None, e
     if end is not None:
         chosen = chosen.filter(pl.col("window_end") == end)
     if not chosen.height:
-        first, last = windows["window_end"].min(), windows["window_end"].max()
+        first, last = windows["window_end"][0].isoformat(), windows["window_end"][-1].isoformat()
         versions = ", ".join(windows["model_version"].unique().sort().to_list())
         raise ConfigError(
             [f"{model}: no such window; there are windows ending {first} to {last}, versions {versions}"]

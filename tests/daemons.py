@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -255,6 +257,18 @@ class Daemon:
         done = self.command("status", MODEL, "--json")
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout)["models"][MODEL])
+
+    def transitions(self) -> list[dict[str, Any]]:
+        """All that are recorded, oldest first."""
+        with closing(sqlite3.connect(self.control)) as database:
+            database.row_factory = sqlite3.Row
+            found = database.execute("SELECT * FROM monitor_transitions WHERE model = ? ORDER BY id", (MODEL,))
+            return [dict(row) for row in found]
+
+    @property
+    def control(self) -> Path:
+        url = str(self.config["daemon"].get("control_url") or "")
+        return Path(url.removeprefix("sqlite:///")) if url else self.state / "control.db"
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -9,7 +9,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from monitor.sources import Stream
 from tests.daemons import MODEL
 
 POISON_EVERY = 97
+STRETCH = 1500
 
 
 class Sink(Protocol):
@@ -72,20 +72,24 @@ class FileSink:
         """Nothing is held open."""
 
 
+def six_hours_ago() -> datetime:
+    """To the full minute."""
+    return datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=6)
+
+
 @dataclass
 class Traffic:
     """Sends `rate` predictions a second of wall time, `step` apart in event time; labels follow `lag` events later.
 
-    Every `POISON_EVERY`-th prediction is no event. Every tenth prediction is never labelled. In every other minute
-    half of the ages are missing; `drifted(n)` shifts the amounts.
+    Every `POISON_EVERY`-th prediction is no event. Every tenth prediction is never labelled. In every other
+    stretch of five windows half of the ages are missing; in every third such stretch the amounts are shifted.
     """
 
     sink: Sink
     rate: float = 300.0
     step: timedelta = timedelta(milliseconds=200)
     lag: int = 150
-    start: datetime = field(default_factory=lambda: datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=6))
-    drifted: Callable[[int], bool] = lambda n: n // 1500 % 2 == 1
+    start: datetime = field(default_factory=six_hours_ago)
     sent: int = 0
     failure: BaseException | None = None
 
@@ -108,8 +112,9 @@ class Traffic:
         if self.poison(n):
             return b"no event %d" % n
         dice = random.Random(n)  # noqa: S311 - data, not a secret
-        amount = dice.gauss(8.0 if self.drifted(n) else 0.0, 1.0)
-        blank = self.ts(n).minute % 2 == 1 and n % 2 == 0
+        stretch = n // STRETCH
+        amount = dice.gauss(8.0 if stretch % 3 == 2 else 0.0, 1.0)
+        blank = stretch % 2 == 1 and n % 2 == 0
         event: dict[str, Any] = {
             "prediction_id": f"p{n}", "model": MODEL, "model_version": "1", "ts": self.ts(n).isoformat(),
             "features": {

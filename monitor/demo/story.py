@@ -399,14 +399,14 @@ class Teller:
 
 
 def _newest(status: dict[str, Any]) -> str | None:
-    return next((d["request"] for d in status["decisions"] if d["request"]), None)
+    return next((str(d["request"]) for d in status["decisions"] if d["request"]), None)
 
 
 def _job_words(job: dict[str, Any]) -> str:
     if job["state"] == "promoted":
         return f"[bold]promoted version {job['result'].get('version')}[/bold]"
-    detail = job["error"] or job["waiting"] or ""
-    return job["state"] + (f" ({detail})" if detail else "")
+    detail = job["error"] or job["waiting"]
+    return f"{job['state']} ({detail})" if detail else str(job["state"])
 
 
 def _chapters(windows: list[dict[str, Any]], transitions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -103,10 +103,10 @@ def check_measured_once(daemon: Daemon) -> None:
     assert not twice.height, twice
     assert measured["window_start"].n_unique() > 5
 
-    transitions = daemon.status()["transitions"]
-    assert transitions, "half of the ages are missing in every other window"
+    transitions = daemon.transitions()
+    assert transitions, "half of the ages are missing now and then"
     for rule in {t["rule"] for t in transitions}:
-        mine = sorted((t for t in transitions if t["rule"] == rule), key=lambda t: t["id"])
+        mine = [t for t in transitions if t["rule"] == rule]
         assert len({t["at"] for t in mine}) == len(mine), mine
         assert all(a["after"] == b["before"] for a, b in zip(mine, mine[1:], strict=False)), mine
 

@@ -1,0 +1,185 @@
+"""The `driftd` command: exit codes, words, JSON, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from monitor.cli import main
+from monitor.events import dead_letter_frame
+from monitor.lake import Lake, Table
+from tests.builders import BINARY, NOW, decoded, label_rows, message, prediction, prediction_rows, stored
+
+BAD = Path(__file__).parents[1] / "configs" / "bad"
+HEAVY = ("evidently", "mlflow", "sklearn", "pandas", "polars", "deltalake", "sqlalchemy", "kafka", "pydantic")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    features = "\n".join(f'"{f.name}" = "{f.kind.value}"' for f in BINARY.features)
+    path.write_text(
+        f'[daemon]\nstate = "{tmp_path}/state"\n\n[models.fraud]\ntask = "binary"\nsegments = ["region"]\n\n'
+        f"[models.fraud.features]\n{features}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def lake(config: Path) -> Lake:
+    return Lake(str(config.parent / "state" / "lake"))
+
+
+def driftd(config: Path | None, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*(["--config", str(config)] if config else []), *arguments])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["run"], ["check"], ["status"], ["retrain"], ["approve"], ["reject"], ["rollback"], ["report"], ["forget"],
+     ["dead-letters"], ["dead-letters", "list"], ["dead-letters", "replay"], ["demo"]],
+)  # fmt: skip
+def test_every_command_explains_itself(command: list[str]) -> None:
+    result = driftd(None, *command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom monitor.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "dead-letters" in done.stdout
+
+
+def test_check_imports_no_model_library(config: Path) -> None:
+    code = (
+        f"import sys\nfrom monitor.cli import main\nmain(['-c', {str(config)!r}, 'check'], standalone_mode=False)\n"
+        "print([m for m in ('evidently', 'mlflow', 'sklearn', 'pandas') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_check_of_a_good_config(config: Path) -> None:
+    result = driftd(config, "check")
+    assert result.exit_code == 0
+    assert "config.toml: good (digest " in result.output
+    assert "fraud: binary, 3 features" in result.output
+    found = json.loads(driftd(config, "check", "--json").stdout)
+    assert (found["ok"], found["models"]["fraud"]["features"]) == (True, 3)
+
+
+def test_check_lists_ten_mistakes_at_once() -> None:
+    path = BAD / "ten_mistakes.toml"
+    expected = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ")]
+    result = driftd(path, "check")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [*expected, "10 mistake(s)."]
+    as_json = driftd(path, "check", "--json")
+    assert as_json.exit_code == 2
+    assert json.loads(as_json.stdout) == {"ok": False, "problems": expected}
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["retrain", "fraud"], ["dead-letters", "list"]])
+def test_commands_refuse_a_bad_config_with_exit_2(command: list[str]) -> None:
+    result = driftd(BAD / "empty.toml", *command)
+    assert (result.exit_code, result.stderr) == (2, "driftd: empty.toml: models: is required\n")
+
+
+def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
+    result = driftd(tmp_path / "none.toml", "check")
+    assert result.exit_code == 2
+    assert "copy config.toml or give --config" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["status", "froud"], ["retrain", "froud"], ["forget", "froud", "p1"], ["report", "froud"], ["rollback", "froud"]],
+)
+def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) -> None:
+    result = driftd(config, *command)
+    assert result.exit_code == 2
+    assert "no model 'froud' in config.toml; configured are fraud" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["nothing"], ["retrain"], ["forget", "fraud"], ["dead-letters", "list", "--limit", "-1"],
+                                     ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__]])  # fmt: skip
+def test_wrong_use_is_exit_2(config: Path, command: list[str]) -> None:
+    assert driftd(config, *command).exit_code == 2
+
+
+def test_status_before_anything_happened(config: Path) -> None:
+    result = driftd(config, "status")
+    assert result.exit_code == 0
+    assert result.output.startswith("fraud: no windows yet (no recorded champion)\n  never retrained")
+    found = json.loads(driftd(config, "status", "fraud", "--json").stdout)
+    assert found["models"]["fraud"]["decisions"] == []
+
+
+def test_retrain_is_recorded_with_who_and_why(config: Path) -> None:
+    found = json.loads(driftd(config, "retrain", "fraud", "--actor", "ada", "--reason", "new data", "--json").stdout)
+    assert found["request"].startswith("fraud-")
+    result = driftd(config, "status")
+    assert "retrain requested: asked for by ada: new data" in result.output
+
+
+def test_unknown_job_is_exit_1(config: Path) -> None:
+    result = driftd(config, "approve", "nothing")
+    assert (result.exit_code, result.stderr) == (1, "driftd: no job 'nothing'\n")
+
+
+def test_report_without_windows_is_exit_2(config: Path) -> None:
+    result = driftd(config, "report", "fraud")
+    assert result.exit_code == 2
+    assert "no window has been measured yet" in result.stderr
+
+
+def test_forget_says_what_was_deleted(config: Path, lake: Lake) -> None:
+    assert "deleted nothing stored" in driftd(config, "forget", "fraud", "p1").output
+    lake.append(Table.PREDICTIONS, prediction_rows(["p1", "p2"]), "fraud")
+    lake.append(Table.LABELS, label_rows([("p1", "1", NOW)]), "fraud")
+    result = driftd(config, "forget", "fraud", "p1", "unknown")
+    assert result.exit_code == 0
+    expected = "fraud: deleted 1 predictions, 1 labels; older table versions lose them within 7d\n"
+    assert result.output == expected
+    assert stored(lake, Table.PREDICTIONS)["prediction_id"].to_list() == ["p2"]
+
+
+def test_dead_letters_are_listed_and_replayed(config: Path, lake: Lake) -> None:
+    assert "No dead letters." in driftd(config, "dead-letters", "list").output
+    now = datetime.now(UTC)
+    body = message(prediction(prediction_id="p1", ts=now.isoformat()))
+    rejected = decoded([b"{", body], schemas=[]).rejected
+    lake.append(Table.DEAD_LETTERS, dead_letter_frame(rejected, now))
+    result = driftd(config, "dead-letters", "list")
+    assert result.exit_code == 0
+    assert "unknown_model" in result.output
+    assert "t:0:0" in result.output
+    listed = json.loads(driftd(config, "dead-letters", "list", "--json", "--reason", "not_json").stdout)
+    assert listed["counts"] == {"not_json": 1, "unknown_model": 1}
+    assert [x["payload"] for x in listed["dead_letters"]] == ["{"]
+    done = json.loads(driftd(config, "dead-letters", "replay", "--json").stdout)
+    assert done == {"seen": 2, "accepted": 1, "remaining": {"not_json": 1}}
+    assert "0 of 1 are events now" in driftd(config, "dead-letters", "replay").stdout
+    assert stored(lake, Table.PREDICTIONS)["prediction_id"].to_list() == ["p1"]
+
+
+def test_lake_that_is_away_is_exit_1(config: Path) -> None:
+    (config.parent / "state").mkdir()
+    (config.parent / "state" / "lake").mkdir()
+    (config.parent / "state" / "lake" / "dead_letters").write_text("no table")
+    result = driftd(config, "dead-letters", "list")
+    assert result.exit_code in (0, 1), "said in words, never a traceback"
+    assert "Traceback" not in result.output
