@@ -92,14 +92,33 @@ class _Batch:
     """The records of one stream as one list, and where each came from."""
 
     stream: Stream
+    groups: Sequence[Records]
     lines: list[bytes]
-    partitions: list[str]
-    offsets: list[int]
     rejected: list[Rejected] = field(default_factory=list)
 
-    def reject(self, row: int, reason: RejectReason, detail: str = "", payload: bytes | None = None) -> None:
-        body = self.lines[row] if payload is None else payload
-        self.rejected.append(Rejected(self.stream, self.partitions[row], self.offsets[row], reason, detail, body))
+    def reject(self, row: int, reason: RejectReason, detail: str = "") -> None:
+        group, at = self._origin(row)
+        self.rejected.append(
+            Rejected(self.stream, group.partition, group.offsets[at], reason, detail, self.lines[row])
+        )
+
+    def _origin(self, row: int) -> tuple[Records, int]:
+        for group in self.groups:
+            if row < len(group.values):
+                return group, row
+            row -= len(group.values)
+        raise IndexError(row)
+
+    def origins(self) -> pl.DataFrame:
+        """Where each line came from, as lake columns."""
+        parts = [
+            pl.DataFrame({"source_offset": pl.Series(g.offsets, dtype=pl.Int64)}).select(
+                pl.lit(g.partition).alias("source_partition"), "source_offset"
+            )
+            for g in self.groups
+        ]
+        empty = pl.DataFrame(schema={"source_partition": pl.String, "source_offset": pl.Int64})
+        return pl.concat([empty, *parts])
 
 
 Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
@@ -118,13 +137,13 @@ def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, Mod
         frame = _check(batch, frame, schema, limits)
         if frame.height:
             frames[model] = _lake_columns(batch, frame, schema)
-            unknown[model] += _unknown_fields(batch, frame["row"].to_list(), schema)
+            unknown[model] += _unknown_fields(batch, frame["row"].gather_every(SAMPLE_EVERY).to_list(), schema)
     return Decoded(frames, batch.rejected, unknown)
 
 
 def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
     """No rows, all lake columns: the table schema of `stream`."""
-    batch = _Batch(stream, [], [], [])
+    batch = _Batch(stream, (), [])
     wire = _wire_schema(stream, schema)
     frame = pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
     never = pl.lit(None, dtype=_UTC_US)
@@ -132,16 +151,17 @@ def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
 
 
 def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
-    batch = _Batch(stream, [], [], [])
+    batch = _Batch(stream, records, [])
     for group in records:
-        batch.lines += [value if value is not None else b"" for value in group.values]
-        batch.partitions += [group.partition] * len(group.values)
-        batch.offsets += group.offsets
+        batch.lines += [value or b"" for value in group.values]
     return batch
 
 
-def _screen(batch: _Batch, limits: Limits) -> list[int]:
+def _screen(batch: _Batch, limits: Limits) -> Sequence[int]:
     """Rows worth parsing."""
+    lines = batch.lines
+    if all(lines) and not any(map(bytes.isspace, lines)) and max(map(len, lines), default=0) <= limits.max_bytes:
+        return range(len(lines))  # nearly always, and several times faster than one by one
     rows = []
     for row, line in enumerate(batch.lines):
         if not line or line.isspace():
@@ -153,7 +173,7 @@ def _screen(batch: _Batch, limits: Limits) -> list[int]:
     return rows
 
 
-def _route(batch: _Batch, rows: list[int], schemas: Mapping[str, ModelSchema]) -> dict[str, list[int]]:
+def _route(batch: _Batch, rows: Sequence[int], schemas: Mapping[str, ModelSchema]) -> dict[str, Sequence[int]]:
     """Rows per configured model. With one model the typed parse itself finds strangers."""
     if len(schemas) == 1:
         return {next(iter(schemas)): rows}
@@ -163,7 +183,7 @@ def _route(batch: _Batch, rows: list[int], schemas: Mapping[str, ModelSchema]) -
     if not parts:
         return {}
     frame = pl.concat(parts).sort("row")
-    routed: dict[str, list[int]] = {}
+    routed: dict[str, Sequence[int]] = {}
     for (model,), part in frame.group_by(["model"], maintain_order=True):
         members = part["row"].to_list()
         if model in schemas:
@@ -204,7 +224,7 @@ def _wire_schema(stream: Stream, schema: ModelSchema) -> dict[str, Any]:
     return wire
 
 
-def _typed(batch: _Batch, rows: list[int], schema: ModelSchema) -> pl.DataFrame:
+def _typed(batch: _Batch, rows: Sequence[int], schema: ModelSchema) -> pl.DataFrame:
     wire = _wire_schema(batch.stream, schema)
 
     def canonical(obj: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -213,11 +233,11 @@ def _typed(batch: _Batch, rows: list[int], schema: ModelSchema) -> pl.DataFrame:
     parts = _settled(batch, rows, wire, canonical, _suspicious(batch.stream, schema))
     if not parts:
         return pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
-    return pl.concat(parts).sort("row")
+    return pl.concat(parts).sort("row") if len(parts) > 1 else parts[0]
 
 
 def _settled(
-    batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical, suspicious: pl.Expr
+    batch: _Batch, rows: Sequence[int], wire: dict[str, Any], canonical: Canonical, suspicious: pl.Expr
 ) -> list[pl.DataFrame]:
     """Parsed rows, the suspicious ones among them looked at one by one."""
     parts = []
@@ -249,11 +269,11 @@ def _spelled_out(columns: Sequence[pl.Expr]) -> pl.Expr:
     return pl.any_horizontal(*tests).fill_null(value=False)
 
 
-def _parse(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
+def _parse(batch: _Batch, rows: Sequence[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
     """Parse rows at once; where the parser refuses, halve, down to record by record."""
     if not rows:
         return
-    lines = [batch.lines[row] for row in rows]
+    lines = batch.lines if len(rows) == len(batch.lines) else [batch.lines[row] for row in rows]
     frame = _read(lines, wire, canonical=False)
     if frame is not None:
         yield frame.with_columns(
@@ -282,7 +302,7 @@ def _read(lines: list[bytes], wire: dict[str, Any], *, canonical: bool) -> pl.Da
     return frame if frame.height == len(lines) else None
 
 
-def _one_by_one(batch: _Batch, rows: list[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
+def _one_by_one(batch: _Batch, rows: Sequence[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
     kept, lines, invalid = [], [], []
     for row in rows:
         obj = _load(batch, row)
@@ -442,6 +462,8 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
         .when(wrong_outcome)
         .then(pl.lit(missing.value))
     )
+    if frame["why"].null_count() == frame.height:
+        return frame.drop("why")
     bad = frame.filter(pl.col("why").is_not_null())
     for row, why, model, ts in bad.select("row", "why", "model", "ts").iter_rows():
         if why == RejectReason.UNKNOWN_MODEL.value:
@@ -456,7 +478,6 @@ _ABOUT_TIME = frozenset({RejectReason.NO_TIMESTAMP, RejectReason.TOO_OLD, Reject
 
 
 def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
-    rows = frame["row"].to_list()
     columns = [
         pl.col("prediction_id"),
         pl.col("at").alias("ts"),
@@ -474,11 +495,10 @@ def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl
             *(_finite(pl.col("features").struct.field(f.name), f.kind).alias(f.column) for f in schema.features),
             pl.col("invalid_features"),
         ]
-    return frame.select(
-        *columns,
-        source_partition=pl.Series([batch.partitions[r] for r in rows], dtype=pl.String),
-        source_offset=pl.Series([batch.offsets[r] for r in rows], dtype=pl.Int64),
-    )
+    origins = batch.origins()
+    if frame.height != origins.height:
+        origins = origins[frame["row"]]
+    return frame.select(*columns).hstack(origins)
 
 
 def _finite(column: pl.Expr, kind: FeatureKind) -> pl.Expr:
@@ -506,7 +526,7 @@ _FIELDS = {
 def _unknown_fields(batch: _Batch, rows: list[int], schema: ModelSchema) -> int:
     known_features = {f.name for f in schema.features}
     count = 0
-    for row in rows[::SAMPLE_EVERY]:
+    for row in rows:
         try:
             obj = orjson.loads(batch.lines[row])
         except orjson.JSONDecodeError:

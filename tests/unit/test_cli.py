@@ -106,7 +106,13 @@ def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["status", "froud"], ["retrain", "froud"], ["forget", "froud", "p1"], ["report", "froud"], ["rollback", "froud"]],
+    [
+        ["status", "froud"],
+        ["retrain", "froud"],
+        ["forget", "froud", "p1"],
+        ["report", "froud"],
+        ["rollback", "froud"],
+    ],
 )
 def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) -> None:
     result = driftd(config, *command)

@@ -22,7 +22,7 @@ P, L = Stream.PREDICTIONS, Stream.LABELS
 GOOD = message(prediction(prediction_id="good"))
 SCHEMAS = Path(monitor.__file__).parent / "schemas"
 
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -36,7 +36,10 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
 )
 timestamps = st.one_of(
-    values, st.just("2026-03-02T11:00:00Z"), st.integers(1_772_000_000_000, 1_772_449_200_000), st.datetimes().map(str)
+    values,
+    st.just("2026-03-02T11:00:00Z"),
+    st.integers(1_772_000_000_000, 1_772_449_200_000),
+    st.datetimes().map(str),
 )
 
 

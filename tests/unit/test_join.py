@@ -18,9 +18,7 @@ def test_first_of_two_predictions_with_one_id_wins() -> None:
     assert first_predictions(pl.concat([again, earlier]))["model_version"].to_list() == ["earlier"]
 
 
-labels = st.lists(
-    st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(0, 3)), min_size=1, max_size=8
-)
+labels = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(0, 3)), min_size=1, max_size=8)
 
 
 @settings(deadline=None)

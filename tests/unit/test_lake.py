@@ -81,7 +81,7 @@ def test_two_replicas_racing_on_one_partition_store_each_record_once(lake: Lake)
             for first in range(0, 20, 2):
                 append(client, first, first + 3)
                 append(client, first, first + 1, "own" + str(id(client)))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - a thread's failure is the test's
             errors.append(exc)
 
     threads = [threading.Thread(target=replica, args=(lake.clone(),)) for _ in range(2)]
@@ -263,7 +263,10 @@ def test_scan_prunes_to_days_and_reads_older_versions(lake: Lake) -> None:
     version = lake.version(T, "fraud")
     lake.append(T, prediction_rows(["new"], NOW, start=1), "fraud")
     today = f"{NOW:%Y-%m-%d}"
-    for lazy, found in ((lake.scan(T, "fraud", (today, today)), "new"), (lake.scan(T, "fraud", None, version), "old")):
+    for lazy, found in (
+        (lake.scan(T, "fraud", (today, today)), "new"),
+        (lake.scan(T, "fraud", None, version), "old"),
+    ):
         assert lazy is not None
         assert lazy.collect()["prediction_id"].to_list() == [found]
 

@@ -14,7 +14,10 @@ from retrain.schema import FeatureKind, Task
 
 
 def plan(base: Path = Path(), **changes: Any) -> ModelPlan:
-    model = {"task": "binary", "features": {"amount": "number", "age": "number", "country": "category", "new": "bool"}}
+    model = {
+        "task": "binary",
+        "features": {"amount": "number", "age": "number", "country": "category", "new": "bool"},
+    }
     return plans(from_dict({"models": {"fraud": model | changes}}, base=base))["fraud"]
 
 

@@ -55,7 +55,9 @@ class World:
                 "date": f"{k.start:%Y-%m-%d}", "model_version": k.version, "window_start": k.start,
                 "window_end": k.end, "kind": kind, "final": final, "coverage": labelled / rows,
             }  # fmt: skip
-            frame = pl.DataFrame([row]).with_columns(pl.col("window_start", "window_end").cast(pl.Datetime("us", "UTC")))
+            frame = pl.DataFrame([row]).with_columns(
+                pl.col("window_start", "window_end").cast(pl.Datetime("us", "UTC"))
+            )
             at = self.progress.sequence
             self.lake.append_next(Table.MEASUREMENTS, frame, "fraud", {"sequence": at}, {"sequence": at + 1})
             self.progress.sequence += 1
@@ -235,9 +237,7 @@ def test_every_window_is_measured_once_whatever_the_order_and_the_restarts(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.booleans(), hours, st.integers(1, 3)), max_size=8))
-def test_rebuilt_is_followed(
-    tmp_path_factory: pytest.TempPathFactory, arrivals: list[tuple[bool, int, int]]
-) -> None:
+def test_rebuilt_is_followed(tmp_path_factory: pytest.TempPathFactory, arrivals: list[tuple[bool, int, int]]) -> None:
     world = World(tmp_path_factory.mktemp("lake"))
     for joined, hour, count in arrivals:
         (world.join if joined else world.predict)(4 + hour / 5, count, name=str(world.offset))

@@ -28,7 +28,7 @@ from monitor.rules import (
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DROP = Measure.PERFORMANCE_DROP
-I, P, F = Phase.INACTIVE, Phase.PENDING, Phase.FIRING
+Q, P, F = Phase.INACTIVE, Phase.PENDING, Phase.FIRING
 RULE = Rule("drop", DROP, above=0.05)
 
 
@@ -60,12 +60,12 @@ UP, OK = 0.1, 0.0
 @pytest.mark.parametrize(
     ("rule", "story", "phases"),
     [
-        pytest.param(replace(RULE, sustained=ONCE), every(10, [OK, UP, OK]), [I, F, I], id="at once"),
-        pytest.param(replace(RULE, sustained=ONCE), every(10, [0.05]), [I], id="the threshold itself is no breach"),
+        pytest.param(replace(RULE, sustained=ONCE), every(10, [OK, UP, OK]), [Q, F, Q], id="at once"),
+        pytest.param(replace(RULE, sustained=ONCE), every(10, [0.05]), [Q], id="the threshold itself is no breach"),
         pytest.param(replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, UP]), [P, F], id="2 of 3: two in a row"),
         pytest.param(replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, OK, UP]), [P, P, F], id="2 of 3: a gap"),
         pytest.param(
-            replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, OK, OK, OK, UP]), [P, P, P, I, P],
+            replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, OK, OK, OK, UP]), [P, P, P, Q, P],
             id="2 of 3: pending until the breach leaves the windows",
         ),
         pytest.param(
@@ -73,41 +73,43 @@ UP, OK = 0.1, 0.0
             id="2 of 3: undecided windows are not counted",
         ),
         pytest.param(
-            replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, UP, OK, UP, UP]), [P, F, I, P, F],
+            replace(RULE, sustained=TWO_OF_THREE), every(10, [UP, UP, OK, UP, UP]), [P, F, Q, P, F],
             id="2 of 3: counts anew after it resolved",
         ),
         pytest.param(
-            replace(RULE, sustained=HALF_HOUR), every(10, [UP, UP, UP, UP]), [P, P, P, F], id="30m: a breach that lasts"
+            replace(RULE, sustained=HALF_HOUR), every(10, [UP, UP, UP, UP]), [P, P, P, F],
+            id="30m: a breach that lasts",
         ),
         pytest.param(
-            replace(RULE, sustained=HALF_HOUR), every(10, [UP, UP, UP, OK, UP, UP]), [P, P, P, I, P, P],
+            replace(RULE, sustained=HALF_HOUR), every(10, [UP, UP, UP, OK, UP, UP]), [P, P, P, Q, P, P],
             id="30m: pending resets after one ok window",
         ),
         pytest.param(
-            replace(RULE, sustained=ONCE, clear=0.02), every(10, [UP, 0.04, 0.03, 0.02]), [F, F, F, I],
+            replace(RULE, sustained=ONCE, clear=0.02), every(10, [UP, 0.04, 0.03, 0.02]), [F, F, F, Q],
             id="clear: between the thresholds it goes on firing",
         ),
         pytest.param(
-            replace(RULE, sustained=ONCE, clear=0.02), every(10, [0.04, UP]), [I, F],
+            replace(RULE, sustained=ONCE, clear=0.02), every(10, [0.04, UP]), [Q, F],
             id="clear: between the thresholds it does not begin to fire",
         ),
         pytest.param(
             replace(RULE, sustained=ONCE, keep_firing_for=timedelta(minutes=25)),
-            every(10, [UP, OK, OK, OK]), [F, F, F, I], id="keep_firing_for: until quiet for so long",
+            every(10, [UP, OK, OK, OK]), [F, F, F, Q], id="keep_firing_for: until quiet for so long",
         ),
         pytest.param(
             replace(RULE, sustained=ONCE, keep_firing_for=timedelta(minutes=25)),
-            every(10, [UP, OK, OK, UP, OK, OK, OK]), [F, F, F, F, F, F, I], id="keep_firing_for: a breach starts it anew",
+            every(10, [UP, OK, OK, UP, OK, OK, OK]), [F, F, F, F, F, F, Q],
+            id="keep_firing_for: a breach starts it anew",
         ),
         pytest.param(
-            replace(RULE, sustained=ONCE), [(10, UP), (20, None), (600, None), (610, OK)], [F, F, F, I],
+            replace(RULE, sustained=ONCE), [(10, UP), (20, None), (600, None), (610, OK)], [F, F, F, Q],
             id="undecided neither fires nor resolves",
         ),
         pytest.param(
-            Rule("auc", DROP, below=0.5, clear=0.6), every(10, [0.5, 0.4, 0.55, 0.6]), [I, F, F, I], id="below"
+            Rule("auc", DROP, below=0.5, clear=0.6), every(10, [0.5, 0.4, 0.55, 0.6]), [Q, F, F, Q], id="below"
         ),
         pytest.param(
-            replace(RULE, sustained=ONCE), [(20, OK), (10, UP), (20, UP), (30, UP)], [I, I, I, F],
+            replace(RULE, sustained=ONCE), [(20, OK), (10, UP), (20, UP), (30, UP)], [Q, Q, Q, F],
             id="a window not newer than the last changes nothing",
         ),
     ],
@@ -169,10 +171,10 @@ def test_transitions_form_a_chain_and_firing_is_entered_once_each_time(
     rule: Rule, values: list[float | None]
 ) -> None:
     phases, transitions, _ = run(rule, every(10, values))
-    chain = [I, *(t.after for t in transitions)]
+    chain = [Q, *(t.after for t in transitions)]
     assert [t.before for t in transitions] == chain[:-1]
     assert all(t.before is not t.after for t in transitions)
-    entered = sum(b is F and a is not F for a, b in zip([I, *phases], phases, strict=False))
+    entered = sum(b is F and a is not F for a, b in zip([Q, *phases], phases, strict=False))
     assert entered == sum(t.after is F for t in transitions)
 
 
@@ -259,5 +261,5 @@ def test_for_reads_windows_and_durations(text: str, meaning: object) -> None:
 
 @pytest.mark.parametrize("text", ["", "0 of 3 windows", "4 of 3 windows", "1 of 1001", "three", "-5m", "5"])
 def test_for_refuses_anything_else(text: str) -> None:
-    with pytest.raises(ValueError, match="windows|duration"):
+    with pytest.raises(ValueError, match=r"windows|duration"):
         parse_for(text)

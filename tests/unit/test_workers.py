@@ -28,7 +28,7 @@ def test_results_come_in_order_and_no_task_starts_no_process() -> None:
 
 def test_what_a_task_raises_is_raised(workers: Workers) -> None:
     assert workers.map(math.sqrt, [4.0, 9.0]) == [2.0, 3.0]
-    with pytest.raises(ValueError, match="math domain error|nonnegative"):
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
         workers.map(math.sqrt, [-1.0])
     assert workers.map(operator.neg, [1]) == [-1]
 

@@ -1,0 +1,177 @@
+"""A tick that fails, restarts or is asked about two rules at once neither loses nor doubles anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.config import from_dict
+from monitor.errors import TransientError
+from monitor.evaluator import ModelEvaluator
+from monitor.lake import Lake, Table
+from monitor.ledger import REQUESTED, Ledger
+from monitor.measure.worker import MeasureResult, MeasureTask
+from monitor.measurement import Measure, Measurement
+from monitor.metrics import Metrics
+from monitor.plan import plans
+from monitor.triggers import JobHistory
+from retrain.database import open_engine
+from tests.builders import DAY, HOUR, NOW, label_rows, prediction_rows, stored
+
+START = NOW.replace(hour=0)
+RULES = [
+    {"name": n, "measure": "missing_share", "feature": f, "above": 0.1, "for": "1 of 1", "action": "retrain"}
+    for n, f in (("one", "x"), ("two", "y"))
+]
+
+
+class Inline:
+    """Measures in this process: what each window's features miss is given beforehand."""
+
+    def __init__(self, missing: dict[str, float]):
+        self.missing = missing
+
+    def map(self, _measure: Callable[..., Any], tasks: Iterable[MeasureTask]) -> list[MeasureResult]:
+        found = [Measurement(Measure.MISSING_SHARE, v, 500, feature=f) for f, v in self.missing.items()]
+        return [MeasureResult(t.key, t.performance, 500, 0, "file:r", tuple(found)) for t in tasks]
+
+
+@dataclass
+class World:
+    folder: Path
+    ledger: Ledger
+    missing: dict[str, float] = field(default_factory=lambda: {"x": 0.5, "y": 0.0})
+    history: JobHistory = JobHistory()
+    new_labels: int | None = None
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.lake = Lake(str(self.folder / "lake"))
+        self.restart()
+
+    def restart(self) -> None:
+        model: dict[str, Any] = {"task": "regression", "features": {"x": "number", "y": "number"}, "rules": RULES}
+        if self.new_labels:
+            model |= {"new_labels": self.new_labels, "rules": []}
+        document = {"daemon": {"state": str(self.folder)}, "models": {"fraud": model}}
+        plan = plans(from_dict(document))["fraud"]
+        self.metrics = Metrics()
+        self.metrics.declare("1", {"fraud": plan.rules})
+        self.evaluator = ModelEvaluator(
+            plan, self.lake.clone(), self.ledger, Inline(self.missing), self.metrics,  # type: ignore[arg-type]
+            lambda _model, _since, _now: self.history, lambda _rule, _key: None,
+        )  # fmt: skip
+
+    def predict(self, hour: float, count: int = 3) -> list[str]:
+        names = [f"p{self.offset + n}" for n in range(count)]
+        rows = prediction_rows(names, START + HOUR * hour, start=self.offset)
+        self.offset += count
+        self.lake.append(Table.PREDICTIONS, rows, "fraud")
+        return names
+
+    def tick(self, now: datetime = NOW) -> bool:
+        return self.evaluator.tick(now)
+
+    def phase(self, phase: str) -> float | None:
+        labels = {"model": "fraud", "rule": "one", "phase": phase}
+        return self.metrics.registry.get_sample_value("driftd_rule_phase", labels)
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [d.outcome for d in reversed(self.ledger.decisions("fraud"))]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+    ledger = Ledger(engine)
+    ledger.create()
+    yield World(tmp_path, ledger)
+    engine.dispose()
+
+
+def test_breach_becomes_a_request_once(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    for _ in range(3):
+        world.tick()
+        world.restart()
+    assert world.outcomes == [REQUESTED]
+    assert stored(world.lake, Table.MEASUREMENTS).height == 2
+
+
+def test_window_is_measured_again_when_its_measurements_could_not_be_stored(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    obstacle = world.folder / "lake" / "fraud" / "measurements"
+    obstacle.write_text("in the way")
+    with pytest.raises(TransientError):
+        world.tick()
+    obstacle.unlink()
+    world.tick()
+    assert world.outcomes == [REQUESTED]
+
+
+def test_restart_does_not_look_as_if_the_rule_had_resolved(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    world.tick()
+    assert world.phase("firing") == 1
+    world.restart()
+    assert world.phase("firing") == 0
+    world.tick()
+    assert world.phase("firing") == 1
+
+
+def test_rejected_request_of_a_person_does_not_block_the_rule_for_ever(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    world.history = JobHistory(in_flight="theirs")
+    world.tick()
+    from monitor.triggers import Cause, decide
+    from retrain.request import TriggerKind
+
+    manual = decide(Cause("fraud", TriggerKind.MANUAL, "o", "asked", {"actor": "ada"}), world.evaluator.plan.triggers,
+                    JobHistory(), NOW)  # fmt: skip
+    world.ledger.decide(manual, NOW)
+    world.history = JobHistory(last_ended_at=NOW - DAY, rejected_in_a_row=1)
+    world.tick()
+    assert world.outcomes == ["job_in_flight", REQUESTED, REQUESTED]
+
+
+def test_two_firing_rules_that_are_refused_are_recorded_once_each(world: World) -> None:
+    world.missing["y"] = 0.5
+    world.history = JobHistory(last_ended_at=NOW, champion="1")
+    world.predict(0.5)
+    world.predict(2)
+    for _ in range(3):
+        world.tick()
+    assert world.outcomes == ["cooldown", "cooldown"]
+
+
+def test_new_labels_are_counted_on_although_retention_deletes_old_ones(world: World) -> None:
+    world.new_labels = 3
+    world.restart()
+    for n in range(3):
+        names = world.predict(n * 24)
+        at = START + n * DAY + HOUR
+        rows = label_rows([(name, 1.0, at) for name in names], start=world.offset)  # type: ignore[misc]
+        world.lake.append(Table.LABELS, rows, "fraud")
+        world.tick()
+        world.lake.maintain(Table.OUTCOMES, "fraud", f"{at + DAY:%Y-%m-%d}", 7 * DAY)
+    assert world.outcomes == [REQUESTED] * 3
+
+
+def test_backlog_of_windows_is_judged_in_order(world: World) -> None:
+    for hour in range(5):
+        world.predict(hour + 0.5)
+    world.predict(9)
+    world.tick()
+    (record,) = [r for r in world.ledger.rule_records("fraud").values() if r.rule == "one"]
+    assert (record.judged, record.state.at) == (5, START + 5 * HOUR)
+    assert replace(record, judged=0).firing_since == NOW
