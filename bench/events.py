@@ -34,7 +34,9 @@ def predictions(first: int, count: int, start: datetime, span: timedelta) -> lis
     noise = rng.bytes(12 * count).hex()  # ids that do not compress, as UUIDs do not
     frame = pl.DataFrame(
         {
-            "prediction_id": [f"{n:08x}{noise[24 * i : 24 * i + 24]}" for i, n in enumerate(range(first, first + count))],
+            "prediction_id": [
+                f"{n:08x}{noise[24 * i : 24 * i + 24]}" for i, n in enumerate(range(first, first + count))
+            ],
             "model": MODEL,
             "model_version": VERSION,
             "ts": pl.datetime_range(start, start + span - step / 2, step, time_unit="us", eager=True)[:count],

@@ -10,14 +10,17 @@ import io
 import json
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 
@@ -92,33 +95,27 @@ class _Batch:
     """The records of one stream as one list, and where each came from."""
 
     stream: Stream
-    groups: Sequence[Records]
-    lines: list[bytes]
+    groups: list[Records] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # row of each group's first record
+    lines: list[bytes] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
     def reject(self, row: int, reason: RejectReason, detail: str = "") -> None:
-        group, at = self._origin(row)
-        self.rejected.append(
-            Rejected(self.stream, group.partition, group.offsets[at], reason, detail, self.lines[row])
-        )
-
-    def _origin(self, row: int) -> tuple[Records, int]:
-        for group in self.groups:
-            if row < len(group.values):
-                return group, row
-            row -= len(group.values)
-        raise IndexError(row)
+        at = bisect_right(self.starts, row) - 1
+        group, offset = self.groups[at], self.groups[at].offsets[row - self.starts[at]]
+        self.rejected.append(Rejected(self.stream, group.partition, offset, reason, detail, self.lines[row]))
 
     def origins(self) -> pl.DataFrame:
         """Where each line came from, as lake columns."""
-        parts = [
-            pl.DataFrame({"source_offset": pl.Series(g.offsets, dtype=pl.Int64)}).select(
-                pl.lit(g.partition).alias("source_partition"), "source_offset"
-            )
-            for g in self.groups
-        ]
-        empty = pl.DataFrame(schema={"source_partition": pl.String, "source_offset": pl.Int64})
-        return pl.concat([empty, *parts])
+        names = pl.Series("source_partition", [g.partition for g in self.groups], dtype=pl.String)
+        lengths = [len(g.values) for g in self.groups]
+        offsets = list(chain.from_iterable(g.offsets for g in self.groups))
+        return pl.DataFrame(
+            [
+                names.gather(np.repeat(np.arange(len(lengths)), lengths)),
+                pl.Series("source_offset", offsets, dtype=pl.Int64),
+            ]
+        )
 
 
 Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
@@ -143,7 +140,7 @@ def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, Mod
 
 def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
     """No rows, all lake columns: the table schema of `stream`."""
-    batch = _Batch(stream, (), [])
+    batch = _Batch(stream)
     wire = _wire_schema(stream, schema)
     frame = pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
     never = pl.lit(None, dtype=_UTC_US)
@@ -151,8 +148,10 @@ def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
 
 
 def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
-    batch = _Batch(stream, records, [])
-    for group in records:
+    batch = _Batch(stream)
+    for group in filter(lambda g: g.values, records):
+        batch.groups.append(group)
+        batch.starts.append(len(batch.lines))
         batch.lines += [value or b"" for value in group.values]
     return batch
 
@@ -302,7 +301,9 @@ def _read(lines: list[bytes], wire: dict[str, Any], *, canonical: bool) -> pl.Da
     return frame if frame.height == len(lines) else None
 
 
-def _one_by_one(batch: _Batch, rows: Sequence[int], wire: dict[str, Any], canonical: Canonical) -> Iterator[pl.DataFrame]:
+def _one_by_one(
+    batch: _Batch, rows: Sequence[int], wire: dict[str, Any], canonical: Canonical
+) -> Iterator[pl.DataFrame]:
     kept, lines, invalid = [], [], []
     for row in rows:
         obj = _load(batch, row)

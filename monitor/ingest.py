@@ -1,4 +1,4 @@
-"""The polling loop: source -> decode -> lake -> commit, as a pipeline of two threads.
+"""The polling loop: source -> decode -> lake -> commit, as a pipeline of three threads.
 
 Invariant: a position is committed only after everything before it is durable in the lake, as rows or as dead letters.
 The polling thread never decodes or writes, so it always polls in time; while the lake is behind, the source is
@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from monitor.errors import TransientError
-from monitor.events import Limits, Rejected, dead_letter_frame, decode
+from monitor.events import Decoded, Limits, Rejected, dead_letter_frame, decode
 from monitor.lake import Lake, Table
 from monitor.metrics import Metrics
 from monitor.sources import Records, Source, SourceRefused, Stream
@@ -57,6 +57,15 @@ class _Buffer:
             self.bytes += sum(map(len, filter(None, group.values)))
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Decoded records, and what to commit once they are durable."""
+
+    decoded: Mapping[Stream, Decoded]
+    positions: dict[str, int]
+    read_at: datetime
+
+
 class Writer:
     """Makes one batch durable. Retries for as long as it takes, unless told to stop.
 
@@ -72,16 +81,29 @@ class Writer:
         self._gap = False
 
     def write(self, records: Sequence[Records], now: datetime | None = None) -> dict[str, int]:
+        """`decode` and `append` in one."""
+        return self.append(self.decode(records, now))
+
+    def decode(self, records: Sequence[Records], now: datetime | None = None) -> Batch:
+        """Touches nothing but its arguments: may run ahead of `append`, in another thread."""
+        now = now or datetime.now(UTC)
+        limits = Limits(now, self._policy.max_age, self._policy.max_future, self._policy.max_bytes)
+        return Batch(
+            {s: decode(s, [r for r in records if r.stream is s], self._schemas, limits) for s in Stream},
+            {group.partition: group.next_offset for group in records},
+            now,
+        )
+
+    def append(self, batch: Batch) -> dict[str, int]:
         """Append a batch. Returns the positions to commit. Raises TransientError only when stopping."""
         if self._gap:  # the lake would take these, and then never again those before them
             raise TransientError("an earlier batch has not been written")
         self._gap = True
         started = time.monotonic()
-        now = now or datetime.now(UTC)
         delay = _BACKOFF[0]
         while True:
             try:
-                self._append(records, now)
+                self._append(batch)
             except TransientError as exc:
                 self._metrics.batches.labels("failed").inc()
                 self._metrics.ready.labels("lake").set(0)
@@ -95,16 +117,13 @@ class Writer:
             self._metrics.ready.labels("lake").set(1)
             self._metrics.append_seconds.observe(time.monotonic() - started)
             self._metrics.ingested_at.set_to_current_time()
-            return {group.partition: group.next_offset for group in records}
+            return batch.positions
 
-    def _append(self, records: Sequence[Records], now: datetime) -> None:
-        policy = self._policy
-        limits = Limits(now, policy.max_age, policy.max_future, policy.max_bytes)
-        decoded = {s: decode(s, [r for r in records if r.stream is s], self._schemas, limits) for s in Stream}
+    def _append(self, batch: Batch) -> None:
         # First, and not last: read again after a crash, a record may be an event by then ("too far in the future"),
         # but the lake would not take it any more, behind later ones of its partition.
-        self._append_rejected([r for d in decoded.values() for r in d.rejected], now)
-        for stream, found in decoded.items():
+        self._append_rejected([r for d in batch.decoded.values() for r in d.rejected], batch.read_at)
+        for stream, found in batch.decoded.items():
             for model, frame in found.frames.items():
                 appended = self._lake.append(_TABLES[stream], frame, model)
                 self._metrics.events.labels(model, stream.value).inc(appended)
@@ -116,6 +135,26 @@ class Writer:
         for r in rejected:
             self._metrics.dead_letters.labels(r.stream.value, r.reason.value).inc()
         log.warning("events_rejected", count=len(rejected), first_reason=rejected[0].reason.value)
+
+
+class _Pipeline:
+    """One thread decodes while another appends, each in the order of submission."""
+
+    def __init__(self, writer: Writer):
+        self._writer = writer
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._appending = ThreadPoolExecutor(1, thread_name_prefix="writer")
+
+    def submit(self, records: Sequence[Records]) -> Future[dict[str, int]]:
+        batch = self._decoding.submit(self._writer.decode, records)
+        return self._appending.submit(lambda: self._writer.append(batch.result()))
+
+    def __enter__(self) -> _Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoding.shutdown()
+        self._appending.shutdown()
 
 
 class Ingest:
@@ -134,16 +173,16 @@ class Ingest:
         self.polled_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="writer") as executor:
+        with _Pipeline(self._writer) as pipeline:
             try:
                 while not stop.is_set():
-                    self._step(executor, stop)
-                self._finish(executor)
+                    self._step(pipeline, stop)
+                self._finish(pipeline)
             finally:
                 self._writer.stopping.set()
                 self._source.close()
 
-    def _step(self, executor: ThreadPoolExecutor, stop: threading.Event) -> None:
+    def _step(self, pipeline: _Pipeline, stop: threading.Event) -> None:
         try:
             self._settle()
             self._balance()
@@ -152,7 +191,7 @@ class Ingest:
             )
         except TransientError as exc:
             if self._due():  # what has been read need not wait until the source is back
-                self._submit(executor)
+                self._submit(pipeline)
             self._unavailable(exc, stop)
             return
         self.polled_at = time.monotonic()
@@ -160,7 +199,7 @@ class Ingest:
         self._metrics.ready.labels("source").set(1)
         self._buffer.add(polled)
         if self._due():
-            self._submit(executor)
+            self._submit(pipeline)
         self._report_lag()
 
     def _due(self) -> bool:
@@ -170,10 +209,10 @@ class Ingest:
         full = buffer.rows >= policy.batch_rows or buffer.bytes >= _BATCH_BYTES
         return full or time.monotonic() - buffer.since >= policy.batch_wait.total_seconds()
 
-    def _submit(self, executor: ThreadPoolExecutor) -> None:
+    def _submit(self, pipeline: _Pipeline) -> None:
         if len(self._in_flight) < _IN_FLIGHT:
             batch, self._buffer = self._buffer, _Buffer()
-            self._in_flight.append(executor.submit(self._writer.write, batch.records))
+            self._in_flight.append(pipeline.submit(batch.records))
 
     def _settle(self) -> None:
         """Commit what has become durable, in order."""
@@ -205,11 +244,11 @@ class Ingest:
         for partition, lag in self._source.lag().items():
             self._metrics.lag.labels(partition).set(lag)
 
-    def _finish(self, executor: ThreadPoolExecutor) -> None:
+    def _finish(self, pipeline: _Pipeline) -> None:
         """Within the time a stop may take: write what was read, commit it. What fails is read again later."""
         self._writer.stopping.set()
         if self._buffer.records:
-            self._in_flight.append(executor.submit(self._writer.write, self._buffer.records))
+            self._in_flight.append(pipeline.submit(self._buffer.records))
         deadline = time.monotonic() + 6
         for future in self._in_flight:
             try:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
+import time
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
 
-from tests.broker import Broker, missing_tools
+from tests.broker import Broker, free_ports, missing_tools
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
@@ -113,3 +119,59 @@ def own_kafka(tmp_path: Path) -> Iterator[Callable[[], KafkaCluster]]:
     yield start
     for broker in started:
         broker.stop()
+
+
+@dataclass(frozen=True)
+class PrometheusServer:
+    """A running Prometheus and its HTTP API."""
+
+    url: str
+
+    def query(self, expression: str) -> dict[str, float]:
+        """Labels (without job and instance) -> value of an instant query."""
+        asked = urllib.request.urlopen(f"{self.url}/api/v1/query?query={quote(expression)}", timeout=10)
+        with asked as answer:
+            found = json.load(answer)["data"]["result"]
+        return {_labels(series["metric"]): float(series["value"][1]) for series in found}
+
+
+def _labels(metric: dict[str, str]) -> str:
+    hidden = ("__name__", "job", "instance")
+    return ",".join(f"{k}={v}" for k, v in sorted(metric.items()) if k not in hidden)
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
+    """Starts a Prometheus that scrapes `host:port` every second."""
+    require("Prometheus", [tool for tool in ("prometheus", "promtool") if shutil.which(tool) is None])
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(target: str) -> PrometheusServer:
+        folder = tmp_path / f"prometheus{len(started)}"
+        folder.mkdir()
+        config = {
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [{"job_name": "driftd", "static_configs": [{"targets": [target]}]}],
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        with (folder / "log").open("wb") as out:
+            command = ["prometheus", *options, f"--web.listen-address={address}"]
+            started.append(subprocess.Popen(command, stdout=out, stderr=out))
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                urllib.request.urlopen(f"http://{address}/-/ready", timeout=5).close()
+            except OSError as error:
+                text = (folder / "log").read_text()
+                assert started[-1].poll() is None, text
+                assert time.monotonic() < deadline, f"{error}: {text}"
+                time.sleep(0.05)
+            else:
+                return PrometheusServer(f"http://{address}")
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(20)

@@ -400,7 +400,7 @@ class KafkaSource:
             names = ", ".join(repr(topic) for topic in sorted(missing))
             raise TransientError(
                 f"topic {names} does not exist on {self._settings.bootstrap_servers}: "
-                "create it or change source.kafka.topics"
+                "create it or change source.kafka.predictions or source.kafka.labels"
             )
 
 

@@ -191,7 +191,7 @@ class TestTopics:
         source = opened(kafka_broker.bootstrap, topic, observer=KafkaObserver(on_missing_topics=told.append))
         message = failure_of(source)
         assert f"topic '{topic}' does not exist on {kafka_broker.bootstrap}" in message
-        assert "create it or change source.kafka.topics" in message
+        assert "create it or change source.kafka.predictions or source.kafka.labels" in message
         kafka_broker.create_topic(name=topic)
         kafka_broker.produce(topic, numbered(0, 3))
         assert values_of(read(source, 3)) == numbered(0, 3)

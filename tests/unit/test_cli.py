@@ -120,8 +120,11 @@ def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) ->
     assert "no model 'froud' in config.toml; configured are fraud" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["nothing"], ["retrain"], ["forget", "fraud"], ["dead-letters", "list", "--limit", "-1"],
-                                     ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__]])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [["nothing"], ["retrain"], ["forget", "fraud"], ["dead-letters", "list", "--limit", "-1"],
+     ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__]],
+)  # fmt: skip
 def test_wrong_use_is_exit_2(config: Path, command: list[str]) -> None:
     assert driftd(config, *command).exit_code == 2
 

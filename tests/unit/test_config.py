@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.config import DEFAULT_RULES, ConfigError, Secret, from_dict, load
@@ -137,12 +137,16 @@ def test_digest_changes_with_anything_and_only_then() -> None:
     assert from_dict(config() | {"daemon": {"tick": "6s"}}).config.digest() != one.digest()
 
 
-@given(st.recursive(
+keys = st.sampled_from(["models", "fraud", "task", "features", "rules", "windows", "size", "source", "x"])
+documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda x: st.lists(x, max_size=2) | st.dictionaries(
-        st.sampled_from(["models", "fraud", "task", "features", "rules", "windows", "size", "source", "x"]), x, max_size=4
-    ), max_leaves=12,
-))  # fmt: skip
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(documents)
 def test_any_document_loads_or_is_refused(document: Any) -> None:
     if isinstance(document, dict):
         try:

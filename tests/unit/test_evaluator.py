@@ -19,8 +19,9 @@ from monitor.measure.worker import MeasureResult, MeasureTask
 from monitor.measurement import Measure, Measurement
 from monitor.metrics import Metrics
 from monitor.plan import plans
-from monitor.triggers import JobHistory
+from monitor.triggers import Cause, JobHistory, decide
 from retrain.database import open_engine
+from retrain.request import TriggerKind
 from tests.builders import DAY, HOUR, NOW, label_rows, prediction_rows, stored
 
 START = NOW.replace(hour=0)
@@ -46,7 +47,7 @@ class World:
     folder: Path
     ledger: Ledger
     missing: dict[str, float] = field(default_factory=lambda: {"x": 0.5, "y": 0.0})
-    history: JobHistory = JobHistory()
+    history: JobHistory = field(default_factory=JobHistory)
     new_labels: int | None = None
     offset: int = 0
 
@@ -133,11 +134,8 @@ def test_rejected_request_of_a_person_does_not_block_the_rule_for_ever(world: Wo
     world.predict(2)
     world.history = JobHistory(in_flight="theirs")
     world.tick()
-    from monitor.triggers import Cause, decide
-    from retrain.request import TriggerKind
-
-    manual = decide(Cause("fraud", TriggerKind.MANUAL, "o", "asked", {"actor": "ada"}), world.evaluator.plan.triggers,
-                    JobHistory(), NOW)  # fmt: skip
+    asked = Cause("fraud", TriggerKind.MANUAL, "o", "asked for by ada", {"actor": "ada"})
+    manual = decide(asked, world.evaluator.plan.triggers, JobHistory(), NOW)
     world.ledger.decide(manual, NOW)
     world.history = JobHistory(last_ended_at=NOW - DAY, rejected_in_a_row=1)
     world.tick()

@@ -62,7 +62,8 @@ def mutated(draw: st.DrawFn, stream: Stream) -> bytes:
 
 def anything(stream: Stream) -> st.SearchStrategy[bytes | None]:
     junk = st.sampled_from(
-        [None, b"", b" \n\t ", b"null", b"[]", b"[{}]", b"{}{}", b"{}\n{}", b"\xff\xfe", b"\x00", b"NaN", b'"x"', b"{",
+        [None, b"", b" \n\t ", b"null", b"[]", b"[{}]", b"{}{}", b"{}\n{}", b"\xff\xfe", b"\x00", b"NaN", b'"x"',
+         b"{",
          b"[" * 3000, b'{"a":' * 3000, b'{"prediction_id":"\\ud800"}', b"\xef\xbb\xbf{}", b"1" * 5000]
     )  # fmt: skip
     return st.one_of(mutated(stream), mutated(stream), st.binary(max_size=40), junk)

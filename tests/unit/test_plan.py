@@ -39,8 +39,12 @@ def test_feature_has_its_own_method_or_its_kinds_or_the_default() -> None:
 
 @pytest.mark.parametrize(
     ("metrics", "named", "judged"),
-    [([], None, DEFAULT_METRICS[Task.BINARY][0]), (["f1", "roc_auc"], None, "f1"), (["f1", "roc_auc"], "roc_auc", "roc_auc")],
-)  # fmt: skip
+    [
+        ([], None, DEFAULT_METRICS[Task.BINARY][0]),
+        (["f1", "roc_auc"], None, "f1"),
+        (["f1", "roc_auc"], "roc_auc", "roc_auc"),
+    ],
+)
 def test_rules_and_gates_judge_the_first_metric_unless_they_name_one(
     metrics: list[str], named: str | None, judged: str
 ) -> None:
