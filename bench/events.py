@@ -27,16 +27,14 @@ SCHEMA = ModelSchema(
 )
 
 
-def predictions(first: int, count: int, start: datetime, span: timedelta) -> list[bytes]:
-    """`count` prediction events, numbered from `first`, evenly over `span` from `start` (aware UTC)."""
+def columns(first: int, count: int, start: datetime, span: timedelta) -> pl.DataFrame:
+    """`count` predictions, numbered from `first`, evenly over `span` from `start` (aware UTC); one column a field."""
     rng = np.random.default_rng(first)
-    step = span / count
     noise = rng.bytes(12 * count).hex()  # ids that do not compress, as UUIDs do not
-    frame = pl.DataFrame(
+    step = span / count
+    return pl.DataFrame(
         {
-            "prediction_id": [
-                f"{n:08x}{noise[24 * i : 24 * i + 24]}" for i, n in enumerate(range(first, first + count))
-            ],
+            "prediction_id": [f"{first + i:08x}{noise[24 * i : 24 * i + 24]}" for i in range(count)],
             "model": MODEL,
             "model_version": VERSION,
             "ts": pl.datetime_range(start, start + span - step / 2, step, time_unit="us", eager=True)[:count],
@@ -47,13 +45,16 @@ def predictions(first: int, count: int, start: datetime, span: timedelta) -> lis
             "latency_ms": rng.gamma(4, 3, count).round(3),
         }
     )
-    features = pl.struct(*NUMBERS, *CATEGORIES).alias("features")
-    events = frame.select(
+
+
+def predictions(first: int, count: int, start: datetime, span: timedelta) -> list[bytes]:
+    """The same as JSON events."""
+    events = columns(first, count, start, span).select(
         "prediction_id",
         "model",
         "model_version",
         pl.col("ts").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"),
-        features,
+        pl.struct(*NUMBERS, *CATEGORIES).alias("features"),
         "prediction",
         "score",
         "latency_ms",

@@ -80,7 +80,7 @@ def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     """The least that a Python consumer can do: poll, and count."""
     from kafka import KafkaConsumer
 
-    from monitor.config import SourceConfig
+    from monitor.sections import SourceConfig
     from monitor.sources.kafka import _options
 
     options = _options(_settings(bootstrap, topic)) | {"auto_offset_reset": "earliest"}
@@ -100,11 +100,11 @@ def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
 def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     """The daemon's own ingest, as `monitor.daemon.build` wires it, until all of it is committed."""
     from bench.events import MODEL, SCHEMA
-    from monitor.config import SourceConfig
     from monitor.ingest import Ingest, IngestPolicy, Writer
     from monitor.lake import Lake
     from monitor.logs import configure_logs
     from monitor.metrics import Metrics
+    from monitor.sections import SourceConfig
     from monitor.sources import Records
     from monitor.sources.kafka import KafkaSource
 

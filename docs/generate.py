@@ -1,6 +1,6 @@
 """Writes the reference pages that are made from code: `python docs/generate.py [--check]`.
 
-docs/configuration.md comes from monitor/config.py and retrain/config.py, docs/metrics.md from monitor/metrics.py.
+docs/configuration.md comes from monitor/sections.py and retrain/config.py, docs/metrics.md from monitor/metrics.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from monitor.config import Config
 from monitor.measure.methods import METHODS
 from monitor.metrics import Metrics
 from monitor.rules import ForWindows
+from monitor.sections import Config
 from retrain.config import format_duration
 
 HERE = Path(__file__).parent

@@ -44,8 +44,7 @@ class _Command(click.Group):
 
 
 def _exit_code(exc: Exception) -> int | None:
-    from monitor.config import ConfigError
-    from monitor.errors import StateLocked, TransientError
+    from monitor.errors import ConfigError, StateLocked, TransientError
     from retrain.errors import LostRace, Refused, UnknownJob
 
     if isinstance(exc, ConfigError):
@@ -103,7 +102,8 @@ def run(ctx: click.Context) -> None:
 @click.pass_context
 def check(ctx: click.Context, as_json: bool) -> None:
     """Check the configuration and list every mistake at once (exit 2 if there is one)."""
-    from monitor.config import ConfigError, load
+    from monitor.config import load
+    from monitor.errors import ConfigError
 
     try:
         loaded = load(ctx.obj)

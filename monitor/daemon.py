@@ -28,9 +28,10 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from monitor.config import Config, ConfigError, LoadedConfig, load
-from monitor.errors import StateLocked, TransientError
+from monitor.config import LoadedConfig, load
+from monitor.errors import ConfigError, StateLocked, TransientError
 from monitor.evaluator import ModelEvaluator
+from monitor.events import empty_frame
 from monitor.ingest import Ingest, IngestPolicy, Writer
 from monitor.lake import Lake, Table, day
 from monitor.ledger import Ledger
@@ -39,6 +40,8 @@ from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
 from monitor.operate import request_retrain
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
+from monitor.sections import Config
+from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.status import model_status
 from monitor.supervisor import SpecOf, Supervisor, job_history
@@ -345,6 +348,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     folder = StateFolder(config.state)
     metrics = Metrics()
     lake = Lake(config.lake_uri, config.storage_options())
+    _check_tables(loaded, lake)
     store = open_store(config.control_url)
     ledger = Ledger(store.engine)
     ledger.create()
@@ -377,6 +381,21 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     daemon.evaluators = {model: _evaluator(daemon, plan) for model, plan in plans(loaded).items()}
     _declare(daemon)
     return daemon
+
+
+def _check_tables(loaded: LoadedConfig, lake: Lake) -> None:
+    """A feature that changed its kind cannot be appended to what is stored. Raises ConfigError naming each."""
+    problems = []
+    for model, schema in loaded.schemas.items():
+        for stream, table in ((Stream.PREDICTIONS, Table.PREDICTIONS), (Stream.LABELS, Table.LABELS)):
+            try:
+                found = lake.mismatches(table, model, empty_frame(stream, schema))
+            except TransientError as exc:
+                log.warning("lake_unavailable", detail=str(exc))
+                return
+            problems += [f"{loaded.path}: models.{model}: {text}: give it a new name" for text in found]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
@@ -442,9 +461,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as exc:
-        raise ConfigError(
-            [f"http: cannot listen on {host}:{port}: {exc.strerror}: choose another http.port"]
-        ) from exc
+        reason = str(exc.strerror).partition(" (while ")[0]  # the rest repeats the address
+        raise ConfigError([f"http: cannot listen on {host}:{port}: {reason}: choose another http.port"]) from exc
 
 
 def _serve(daemon: Daemon) -> Any:

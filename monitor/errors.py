@@ -1,13 +1,21 @@
 """Errors by who must act: a `TransientError` is nobody's fault and is retried with back-off by the shell.
 
-`monitor.config.ConfigError` is the operator's, `monitor.events.Rejected` the producer's; anything else is a bug.
+A `ConfigError` is the operator's, a `monitor.events.Rejected` the producer's; anything else is a bug.
 """
 
 from __future__ import annotations
 
 from retrain.errors import TransientError
 
-__all__ = ["StateLocked", "TransientError"]
+__all__ = ["ConfigError", "StateLocked", "TransientError"]
+
+
+class ConfigError(Exception):
+    """The operator must change the configuration. `problems` holds one line per mistake."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class StateLocked(Exception):

@@ -148,6 +148,16 @@ class Lake:
             lazy = lazy.filter(pl.col("date").is_between(pl.lit(dates[0]), pl.lit(dates[1])))
         return lazy
 
+    def mismatches(self, table: Table, model: str, frame: pl.DataFrame) -> list[str]:
+        """Columns that the table holds in another type than `frame`: rows of one do not fit into the other."""
+        lazy = self.scan(table, model)
+        stored = lazy.collect_schema() if lazy is not None else pl.Schema()
+        return [
+            f"column {name} is stored as {stored[name]}, the configuration makes it {dtype}"
+            for name, dtype in frame.schema.items()
+            if name in stored and stored[name] != dtype
+        ]
+
     def count_outcomes(self, model: str, version: str) -> int:
         """Labelled rows of one model version, corrections counted again: an upper bound that costs one column."""
         lazy = self.scan(Table.OUTCOMES, model)

@@ -10,7 +10,8 @@ from datetime import datetime
 
 import polars as pl
 
-from monitor.config import ConfigError, LoadedConfig
+from monitor.config import LoadedConfig
+from monitor.errors import ConfigError
 from monitor.lake import Lake, Table, collect
 from monitor.ledger import Ledger
 from monitor.measure.reports import ReportTask, make_report

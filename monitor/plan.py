@@ -8,19 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monitor.config import (
-    DEFAULT_METRICS,
-    DEFAULT_RULES,
-    JUDGED,
-    Config,
-    LoadedConfig,
-    ModelConfig,
-    RuleConfig,
-    Secret,
-)
+from monitor.config import LoadedConfig
 from monitor.measure.methods import DriftMethod, default_method, drift_method
 from monitor.measure.worker import ReferenceSource
 from monitor.rules import Rule
+from monitor.sections import DEFAULT_METRICS, DEFAULT_RULES, JUDGED, Config, ModelConfig, RuleConfig, Secret
 from monitor.triggers import TriggerPolicy
 from monitor.windows import WindowPolicy
 from retrain.config import RetrainConfig

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST = 36_500 * 86_400
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -21,7 +22,10 @@ def parse_duration(value: object) -> timedelta:
         return value
     if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d|w))+", value):
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value)
-        return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in parts))
+        seconds = sum(float(n) * _UNITS[u] for n, u in parts)
+        if seconds <= _LONGEST:
+            return timedelta(seconds=seconds)
+        raise ValueError("must not be longer than 36500d")
     raise ValueError('must be a duration such as "30s", "5m", "1h30m" or "7d"')
 
 

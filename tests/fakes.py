@@ -62,11 +62,14 @@ class FileSink:
         self._per_file = per_file
 
     def send(self, events: list[tuple[Stream, int, bytes]]) -> None:
+        lines: dict[Path, list[bytes]] = {}
         for stream, n, value in events:
             path = self._folder / stream.value / f"{n // self._per_file:04}.ndjson"
+            lines.setdefault(path, []).append(value + b"\n")
+        for path, mine in lines.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as out:
-                out.write(value + b"\n")
+                out.writelines(mine)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from monitor.config import Config
 from monitor.metrics import Metrics
+from monitor.sections import Config
 from monitor.sources import Source, Stream
 
 

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.config import DEFAULT_RULES, ConfigError, Secret, from_dict, load
+from monitor.config import from_dict, load
+from monitor.errors import ConfigError
 from monitor.plan import plans
 from monitor.rules import ForDuration, ForWindows
+from monitor.sections import DEFAULT_RULES, Secret
 from retrain.config import format_duration, parse_duration
 from retrain.schema import Feature, FeatureKind, Task
 from tests.builders import config

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from monitor.config import DEFAULT_METRICS, from_dict
+from monitor.config import from_dict
 from monitor.measure.methods import DriftMethod, default_method
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
+from monitor.sections import DEFAULT_METRICS
 from retrain.schema import FeatureKind, Task
 
 

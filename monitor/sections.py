@@ -1,0 +1,424 @@
+"""The sections of config.toml: keys, types, defaults, and what must fit together inside one section.
+
+Invariant: frozen; docs/configuration.md is made from these classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from monitor.errors import ConfigError
+from monitor.explain import MistakesFound, hint
+from monitor.measure.methods import METHODS, methods_for
+from monitor.measure.scores import SCORES
+from monitor.measurement import Measure
+from monitor.rules import Action, ForWindows, Severity, parse_for
+from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
+from retrain.schema import FeatureKind, Task
+
+_ZERO = timedelta(0)
+
+
+class Secret(Section):
+    """A secret by reference: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`; never the value itself."""
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Secret:
+        if (self.env is None) == (self.file is None):
+            raise ValueError('give exactly one of env = "NAME" or file = "PATH"')
+        return self
+
+    def reveal(self) -> str:
+        """The secret's value. Raises ConfigError naming the variable or file that is missing."""
+        if self.env is not None:
+            if not (value := os.environ.get(self.env)):
+                raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
+            return value
+        try:
+            value = Path(str(self.file)).read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError([f"secret file {self.file}: is not UTF-8 text"]) from exc
+        if not value:
+            raise ConfigError([f"secret file {self.file}: is empty"])
+        return value
+
+
+class HttpConfig(Section):
+    host: str = Field("127.0.0.1", description="address the one HTTP port binds to")
+    port: int = Field(9464, ge=0, le=65535, description="0 picks a free port")
+    token: Secret | None = Field(None, description="bearer token for calls that change state; absent: refused")
+
+
+class LakeConfig(Section):
+    uri: str | None = Field(
+        None, description="folder or s3://, gs://, abfs:// URI; default: `lake` in the state folder"
+    )
+    options: dict[str, str | Secret] = Field(
+        default_factory=dict, description="storage options of deltalake (credentials, region ..)"
+    )
+    retention: Duration = Field(parse_duration("90d"), description="events older than this (event time) are deleted")
+    maintain_every: Duration = Field(
+        parse_duration("1h"), gt=_ZERO, description="how often tables are compacted, expired and vacuumed"
+    )
+    keep_versions_for: Duration = Field(
+        parse_duration("7d"), description="table versions younger than this stay reproducible"
+    )
+
+
+class KafkaConfig(Section):
+    bootstrap: tuple[str, ...] = Field(strict=False, min_length=1, description="host:port of one or more brokers")
+    group: str = Field("driftd", description="consumer group; replicas share it")
+    predictions: tuple[str, ...] = Field(("predictions",), strict=False, description="topics with predictions")
+    labels: tuple[str, ...] = Field(("labels",), strict=False, description="topics with labels")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] | None = None
+    username: Secret | None = Field(None, description="SASL user name")
+    password: Secret | None = Field(None, description="SASL password")
+    ca_file: str | None = Field(None, description="PEM file of the authorities that sign the brokers")
+    cert_file: str | None = Field(None, description="PEM file of the client certificate")
+    key_file: str | None = Field(None, description="PEM file of the client key")
+    session_timeout: Duration = Field(parse_duration("45s"), description="the group expels a silent replica then")
+    max_poll_interval: Duration = Field(parse_duration("5m"), description="the group expels a stuck replica then")
+
+
+class FilesConfig(Section):
+    path: str | None = Field(
+        None, description="folder with predictions/ and labels/; default: `events` in the state folder"
+    )
+
+
+class SourceConfig(Section):
+    kind: Literal["files", "kafka"] = Field("files", description="where events come from")
+    files: FilesConfig = FilesConfig()
+    kafka: KafkaConfig | None = None
+    batch_rows: int = Field(50_000, ge=1, description="rows appended to the lake at once, at most")
+    batch_wait: Duration = Field(
+        parse_duration("2s"), description="a smaller batch is appended after this long; bounds the delay"
+    )
+    max_age: Duration = Field(
+        parse_duration("400d"), description="events with an older ts are dead letters (absurd timestamps)"
+    )
+    max_future: Duration = Field(parse_duration("1h"), description="events this far in the future are dead letters")
+    max_bytes: Size = Field(parse_size("16MiB"), description="a larger message is a dead letter")
+
+    @model_validator(mode="after")
+    def _kafka_present(self) -> SourceConfig:
+        if self.kind == "kafka" and self.kafka is None:
+            raise ValueError('kind = "kafka" needs a [source.kafka] table with bootstrap = ["host:port"]')
+        return self
+
+
+class WindowConfig(Section):
+    size: Duration = Field(parse_duration("1h"), gt=_ZERO, description="length of the tumbling event-time windows")
+    lateness: Duration = Field(parse_duration("5m"), description="how long a window waits for events that come late")
+    idle_after: Duration = Field(
+        parse_duration("5m"), description="a partition silent this long no longer holds windows back"
+    )
+    min_rows: int = Field(100, ge=1, description="windows with fewer rows are UNDECIDED")
+    max_rows: int = Field(200_000, ge=100, description="a larger window is measured on a seeded sample")
+    min_coverage: Share = Field(0.9, description="share of labelled rows that makes performance final")
+    max_delay: Duration = Field(
+        parse_duration("30d"),
+        description="performance is final then whatever the coverage; longest label delay",
+    )
+
+
+class ReferenceConfig(Section):
+    path: str | None = Field(None, description="Parquet or CSV with the model's training or validation rows")
+    warmup_windows: int = Field(
+        3, ge=1, description="without a path or an MLflow artifact: the first windows of a version"
+    )
+    max_rows: int = Field(50_000, ge=100, description="a larger reference is sampled (seeded)")
+
+
+class MethodConfig(Section):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    method: str
+    threshold: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodConfig:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown drift method {self.method!r}{hint(self.method, METHODS)}")
+        return self
+
+
+def _for(value: object) -> object:
+    return parse_for(value) if isinstance(value, str) else value
+
+
+class RuleConfig(Section):
+    """One rule. `above`/`below` may be absent for drift measures: the method's own threshold then decides."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    measure: Annotated[Measure, Field(strict=False)]
+    feature: str | None = None
+    metric: str | None = None
+    segment: str | None = Field(None, description='"country=de"; "*" for every segment; absent: all rows')
+    above: float | None = None
+    below: float | None = None
+    clear: float | None = Field(None, description="the value must get back beyond this to resolve (hysteresis)")
+    for_: Annotated[Any, BeforeValidator(_for)] = Field(ForWindows(2, 3), alias="for")
+    keep_firing_for: Duration = Field(parse_duration("0s"), description="event time without a breach to resolve")
+    severity: Annotated[Severity, Field(strict=False)] = Severity.WARNING
+    action: Annotated[Action, Field(strict=False)] = Action.ALERT
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RuleConfig:
+        drift = self.measure in (Measure.FEATURE_DRIFT, Measure.PREDICTION_DRIFT, Measure.LABEL_DRIFT)
+        if self.above is not None and self.below is not None:
+            raise ValueError("give above or below, not both: write two rules")
+        if self.above is None and self.below is None and not drift:
+            raise ValueError(f"{self.measure} needs above = .. or below = ..")
+        if self.clear is not None:
+            if self.above is None and self.below is None:
+                raise ValueError("clear needs above or below")
+            if self.above is not None and self.clear > self.above:
+                raise ValueError(f"clear must not be greater than above ({self.above})")
+            if self.below is not None and self.clear < self.below:
+                raise ValueError(f"clear must not be less than below ({self.below})")
+        return self
+
+
+_DROP = {"for": "2 of 3 windows", "severity": "critical", "action": "retrain"}
+DEFAULT_RULES: Mapping[Task, tuple[dict[str, Any], ...]] = {
+    task: (
+        {"name": "performance_drop", **drop, **_DROP},
+        {
+            "name": "many_features_drift",
+            "measure": "drift_share",
+            "above": 0.5,
+            "for": "3 of 4 windows",
+            "severity": "warning",
+            "action": "alert",
+        },
+    )
+    for task, drop in {
+        Task.BINARY: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
+        Task.MULTICLASS: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
+        Task.REGRESSION: {"measure": "performance_drop_ratio", "above": 0.2, "clear": 0.1},
+    }.items()
+}
+"""Rules of a model that configures none: performance well below the reference retrains, wide drift alerts."""
+
+
+DEFAULT_METRICS: Mapping[Task, tuple[str, ...]] = {
+    Task.BINARY: ("roc_auc", "balanced_accuracy", "accuracy", "f1", "log_loss"),
+    Task.MULTICLASS: ("balanced_accuracy", "accuracy", "f1_macro"),
+    Task.REGRESSION: ("mae", "rmse", "r2", "bias"),
+}
+"""The first one is what rules and gates judge unless they name another."""
+JUDGED = frozenset({Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO})
+"""Measures by metric and segment."""
+_BY_FEATURE = frozenset(
+    {
+        Measure.FEATURE_DRIFT,
+        Measure.MISSING_SHARE,
+        Measure.UNSEEN_SHARE,
+        Measure.OUT_OF_RANGE_SHARE,
+        Measure.INVALID_SHARE,
+    }
+)
+RESERVED_NAMES = frozenset({"dead_letters"})  # a table at the top of the lake
+
+
+class ModelConfig(Section):
+    task: Annotated[Task, Field(strict=False)]
+    features: dict[str, Annotated[FeatureKind, Field(strict=False)]] | None = Field(
+        None, description="name = number|category|bool; absent: inferred from reference.path"
+    )
+    classes: tuple[str, ...] = Field((), strict=False, description="class names (binary: two)")
+    positive: str | None = Field(None, description='binary: the class that `score` speaks of; default "1"')
+    segments: tuple[str, ...] = Field((), strict=False, description="segment names measured separately")
+    registered_model: str | None = Field(None, description="name in the MLflow registry; default: the model's")
+    metrics: tuple[str, ...] = Field((), strict=False, description="performance metrics; the first is judged")
+    windows: WindowConfig = WindowConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    drift: dict[str, MethodConfig] = Field(
+        default_factory=dict, description="per feature, or `number`/`category`/`prediction` for all of a kind"
+    )
+    rules: tuple[RuleConfig, ...] | None = Field(
+        None, strict=False, description="absent: the task's defaults; [] for none"
+    )
+    schedule: str | None = Field(None, description='cron expression of an unconditional retrain: "0 3 * * 1"')
+    new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        found = [*_about_classes(self), *_about_metrics(self), *_about_rules(self), *_about_schedule(self)]
+        if self.features is None and not self.reference.path:
+            found.append(("features", "declare them ([models.<name>.features]) or give reference.path"))
+        if self.features is not None:
+            found += about_features(self, self.features)
+        if found:
+            raise MistakesFound(found)
+        return self
+
+
+Mistakes = Iterator[tuple[str, str]]
+
+
+def _about_classes(section: ModelConfig) -> Mistakes:
+    classes, task = section.classes, section.task
+    if task is Task.BINARY and classes and len(classes) != 2:
+        yield "classes", f"a binary model has two classes (got {len(classes)})"
+    if task is Task.MULTICLASS and not classes and not section.reference.path:
+        yield "classes", "a multiclass model needs its class names, or reference.path"
+    if task is Task.BINARY and classes and section.positive and section.positive not in classes:
+        yield "positive", f"{section.positive!r} is not one of classes {list(classes)}"
+    yield from _once("classes", classes)
+    yield from _once("segments", section.segments)
+
+
+def _once(path: str, names: Iterable[str]) -> Mistakes:
+    """The lake tells column names apart only by more than upper and lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(name.lower(), name)
+        if first == name and list(names).count(name) > 1:
+            yield path, f"{name!r} is there twice"
+            return
+        if first != name:
+            yield path, f"{first!r} and {name!r} differ only in upper and lower case"
+
+
+def _about_metrics(section: ModelConfig) -> Mistakes:
+    known = [m for m, s in SCORES.items() if section.task in s.tasks]
+    measured = section.metrics or DEFAULT_METRICS[section.task]
+    named = [(f"metrics[{i}]", m) for i, m in enumerate(section.metrics)]
+    named += [("retrain.gates.metric", m) for m in (section.retrain.gates.metric,) if m]
+    for path, metric in named:
+        if metric not in known:
+            yield path, f"{metric!r} is not a {section.task} metric{hint(metric, known)}"
+    for i, rule in enumerate(section.rules or ()):
+        if rule.metric and rule.metric not in measured:
+            yield (
+                f"rules[{i}].metric",
+                f"{rule.metric!r} is not among the model's metrics{hint(rule.metric, measured)}",
+            )
+
+
+def _about_rules(section: ModelConfig) -> Mistakes:
+    rules = section.rules or ()
+    names = [r.name for r in rules]
+    for i, rule in enumerate(rules):
+        at = f"rules[{i}]"
+        if rule.name in names[:i]:
+            yield f"{at}.name", f"{rule.name!r} is used twice"
+        if rule.feature and rule.measure not in _BY_FEATURE:
+            yield f"{at}.feature", f"{rule.measure} is not measured by feature"
+        for key in ("metric", "segment"):
+            if getattr(rule, key) and rule.measure not in JUDGED:
+                yield f"{at}.{key}", f"{rule.measure} is not measured by {key}"
+        if rule.segment and rule.measure in JUDGED:
+            name, given, _ = rule.segment.partition("=")
+            if rule.segment == "*" and not section.segments:
+                yield f"{at}.segment", "the model has no segments"
+            elif rule.segment != "*" and (not given or name not in section.segments):
+                known = hint(name, section.segments)
+                yield f"{at}.segment", f'must be "*" or "<segment>=<value>" (got {rule.segment!r}){known}'
+
+
+def _about_schedule(section: ModelConfig) -> Mistakes:
+    if section.schedule is None:
+        return
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        CronTrigger.from_crontab(section.schedule)
+    except ValueError as exc:
+        yield "schedule", f'must be a cron expression such as "0 3 * * 1" (got {section.schedule!r}): {exc}'
+
+
+def about_features(section: ModelConfig, features: Mapping[str, FeatureKind]) -> Mistakes:
+    """What can only be checked once the features are known."""
+    yield from _once("features", features)
+    for i, rule in enumerate(section.rules or ()):
+        if rule.feature and rule.feature not in features:
+            yield f"rules[{i}].feature", f"{rule.feature!r} is not a feature{hint(rule.feature, features)}"
+    general = {"number": FeatureKind.NUMBER, "category": FeatureKind.CATEGORY}
+    for name, setting in section.drift.items():
+        if name in ("prediction", "label"):
+            continue
+        kind = features.get(name) or general.get(name)
+        if kind is None:
+            known = [*features, *general, "prediction", "label"]
+            yield f"drift.{name}", f"is neither a feature nor a kind{hint(name, known)}"
+        elif setting.method not in methods_for(kind):
+            fitting = ", ".join(methods_for(kind))
+            yield f"drift.{name}.method", f"{setting.method!r} does not take a {kind}; these do: {fitting}"
+
+
+class MlflowConfig(Section):
+    tracking_uri: str | None = Field(None, description="MLflow server or store; default: SQLite in the state folder")
+
+
+class DaemonConfig(Section):
+    state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
+    tick: Duration = Field(
+        parse_duration("5s"), gt=_ZERO, description="how often new rows are joined, measured and judged"
+    )
+    control_url: str | None = Field(
+        None, description="SQLAlchemy URL of the control database; default: SQLite in the state folder"
+    )
+    measure_workers: int = Field(1, ge=1, le=32, description="processes that run Evidently")
+    report_retention: Duration = Field(parse_duration("30d"), description="HTML reports are kept this long")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless a terminal")
+
+
+class Config(Section):
+    daemon: DaemonConfig = DaemonConfig()
+    http: HttpConfig = HttpConfig()
+    lake: LakeConfig = LakeConfig()
+    source: SourceConfig = SourceConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(
+        min_length=1
+    )
+
+    @property
+    def state(self) -> Path:
+        return Path(self.daemon.state)
+
+    @property
+    def lake_uri(self) -> str:
+        return self.lake.uri or str(self.state.absolute() / "lake")
+
+    @property
+    def control_url(self) -> str:
+        return self.daemon.control_url or f"sqlite:///{self.state.absolute() / 'control.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow.tracking_uri or f"sqlite:///{self.state.absolute() / 'mlflow.db'}"
+
+    @property
+    def events_path(self) -> Path:
+        return Path(self.source.files.path) if self.source.files.path else self.state / "events"
+
+    def storage_options(self) -> dict[str, str]:
+        return {k: v.reveal() if isinstance(v, Secret) else v for k, v in self.lake.options.items()}
+
+    def digest(self) -> str:
+        """A stable fingerprint of everything in it (secrets are references, so none is hashed)."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
