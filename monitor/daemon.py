@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version as distribution_version
@@ -401,7 +402,7 @@ def _check_tables(loaded: LoadedConfig, lake: Lake) -> None:
 def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
     def on_breach(rule: str, key: WindowKey) -> None:
         task = ReportTask(daemon.lake.uri, daemon.lake.options, plan, key, str(daemon.reports))
-        daemon.reporters.submit(make_report, task)
+        daemon.reporters.submit(make_report, task).add_done_callback(lambda done: _log_report(key, done))
 
     return ModelEvaluator(
         plan,
@@ -412,6 +413,11 @@ def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
         lambda model, since, now: job_history(daemon.store, model, since, now),
         on_breach,
     )
+
+
+def _log_report(key: WindowKey, done: Future[str | None]) -> None:
+    if not done.cancelled() and (problem := done.exception()) is not None:
+        log.warning("report_failed", model=key.model, window_end=key.end.isoformat(), detail=str(problem))
 
 
 def _supervisor(
