@@ -140,6 +140,7 @@ class Daemon:
         ingest.join()
         server.should_exit = True
         self.supervisor.close()
+        (self.folder.path / "url").unlink(missing_ok=True)
         self._resign()
         self.folder.release()
         log.info("daemon_stopped", failed=self.failure is not None)
@@ -349,7 +350,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     folder = StateFolder(config.state)
     metrics = Metrics()
     lake = Lake(config.lake_uri, config.storage_options())
-    _check_tables(loaded, lake)
+    metrics.ready.labels("lake").set(float(_check_tables(loaded, lake)))
     store = open_store(config.control_url)
     ledger = Ledger(store.engine)
     ledger.create()
@@ -384,8 +385,8 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     return daemon
 
 
-def _check_tables(loaded: LoadedConfig, lake: Lake) -> None:
-    """A feature that changed its kind cannot be appended to what is stored. Raises ConfigError naming each."""
+def _check_tables(loaded: LoadedConfig, lake: Lake) -> bool:
+    """False when the lake is away. A feature that changed its kind does not fit what is stored: ConfigError."""
     problems = []
     for model, schema in loaded.schemas.items():
         for stream, table in ((Stream.PREDICTIONS, Table.PREDICTIONS), (Stream.LABELS, Table.LABELS)):
@@ -393,10 +394,11 @@ def _check_tables(loaded: LoadedConfig, lake: Lake) -> None:
                 found = lake.mismatches(table, model, empty_frame(stream, schema))
             except TransientError as exc:
                 log.warning("lake_unavailable", detail=str(exc))
-                return
+                return False
             problems += [f"{loaded.path}: models.{model}: {text}: give it a new name" for text in found]
     if problems:
         raise ConfigError(problems)
+    return True
 
 
 def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:

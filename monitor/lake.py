@@ -20,7 +20,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from monitor.errors import TransientError
 
-_CONFIGURATION = {"delta.enableChangeDataFeed": "true"}  # lets `new_rows` read single versions
+_CONFIGURATION = {
+    "delta.enableChangeDataFeed": "true",  # lets `new_rows` read single versions
+    "delta.checkpointInterval": "10",  # a client replays what came since the last one, at every look (default: 100)
+}
 _ATTEMPTS = 20
 _DATA_OPERATIONS = ("WRITE", "CREATE TABLE")
 

@@ -114,14 +114,16 @@ class Traffic:
     def prediction(self, n: int) -> bytes:
         if self.poison(n):
             return b"no event %d" % n
-        dice = random.Random(n)  # noqa: S311 - data, not a secret
+        dice = random.Random(n)
         stretch = n // STRETCH
         amount = dice.gauss(8.0 if stretch % 3 == 2 else 0.0, 1.0)
         blank = stretch % 2 == 1 and n % 2 == 0
         event: dict[str, Any] = {
             "prediction_id": f"p{n}", "model": MODEL, "model_version": "1", "ts": self.ts(n).isoformat(),
             "features": {
-                "amount": amount, "age": None if blank else dice.randint(18, 80), "country": dice.choice(["de", "fr"]),
+                "amount": amount,
+                "age": None if blank else dice.randint(18, 80),
+                "country": dice.choice(["de", "fr"]),
             },
             "prediction": str(int(amount > 0)), "score": dice.random(), "latency_ms": dice.uniform(1, 9),
         }  # fmt: skip

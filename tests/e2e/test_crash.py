@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -79,13 +80,13 @@ def drain(daemon: Daemon, traffic: Traffic, within: float) -> None:
 
 
 def unmeasured(daemon: Daemon) -> list[tuple[str, object]]:
-    """Windows before the newest five that lack drift or final performance."""
+    """Windows before the newest four that lack drift or final performance."""
     seen = daemon.rows("measurements", columns=["window_start", "kind", "final"]).unique()
     if not seen.height:
         return [("drift", None)]
     starts = daemon.rows("predictions", columns=["ts"])["ts"].dt.truncate("1m").unique().sort().to_list()
     done = set(seen.filter((pl.col("kind") == "drift") | pl.col("final")).select("kind", "window_start").iter_rows())
-    return [(k, s) for s in starts[:-5] for k in ("drift", "performance") if (k, s) not in done]
+    return [(k, s) for s in starts[:-4] for k in ("drift", "performance") if (k, s) not in done]
 
 
 def check_exactly_once(daemon: Daemon, traffic: Traffic) -> None:
@@ -117,7 +118,7 @@ def test_twenty_kills_under_load_from_kafka_lose_and_double_nothing(
 ) -> None:
     topics = {Stream.PREDICTIONS: kafka_broker.create_topic(3), Stream.LABELS: kafka_broker.create_topic(2)}
     source = kafka(kafka_broker.bootstrap, *topics.values(), group=f"g-{uuid4().hex[:8]}", session_timeout="2s")
-    traffic = Traffic(KafkaSink(kafka_broker.bootstrap, topics, partitions=2))
+    traffic = Traffic(KafkaSink(kafka_broker.bootstrap, topics, partitions=2), step=timedelta(milliseconds=40))
     phases = ["starting"] * 4 + ["reading"] * 7 + ["joining"] * 4 + ["measuring"] * 2 + ["measured"] * 3
     random.Random(SEED).shuffle(phases)
     with Daemons(tmp_path) as daemons:

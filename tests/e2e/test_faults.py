@@ -223,24 +223,28 @@ def test_a_full_disk_is_waited_out(small_disk: Path, daemons: Daemons) -> None:
     assert daemon.ready()[0]
 
 
-def test_stopped_on_a_full_disk_it_writes_no_later_batch_before_an_earlier_one(
-    small_disk: Path, daemons: Daemons
-) -> None:
-    """A batch that fits must wait for one that does not: the lake takes a partition's events in order only."""
+def test_stopped_while_a_batch_waits_for_space_it_writes_no_later_one(small_disk: Path, daemons: Daemons) -> None:
+    """Space is freed and the daemon restarted, as an operator does. The batch that waits gives up at once; were the
+    one behind it written now, the lake would never take the first again."""
     daemon = daemons.make({"kind": "files"}, lake={"uri": str(small_disk / "lake")}).start()
     traffic = Traffic(FileSink(daemon.state / "events", per_file=10**9), lag=10**9)
     traffic.send(100)
     until("the tables", lambda: daemon.count("predictions") == 99 and daemon.count("dead_letters", "") == 1)
-    ballast = fill(small_disk, leave=150_000)
-    traffic.send(12_000)
+    ballast = fill(small_disk)
+    traffic.send(2000)
     until("a batch that does not fit", lambda: daemon.logged("lake_unavailable"))
     traffic.send(30)
     until("the next one to wait behind it", lambda: daemon.metric("driftd_source_lag") == 0, within=20)
+    seen = len(daemon.logged("lake_unavailable"))
+    until(
+        "a long pause to begin",
+        lambda: len(new := daemon.logged("lake_unavailable")) > seen and new[-1]["retry_in"] > 3,
+    )
+    ballast.unlink()
     assert daemon.stop()[0] == 0
     assert daemon.logged("batch_left_for_restart")
-    ballast.unlink()
     daemon.start()
-    until("all events", lambda: daemon.count("predictions") >= len(traffic.predictions()))
+    until("all events", lambda: daemon.count("predictions") >= len(traffic.predictions()), within=20)
     assert sorted(daemon.rows("predictions")["prediction_id"]) == sorted(traffic.predictions())
 
 
@@ -376,7 +380,9 @@ def test_sigterm_under_load_leaves_nothing_to_repeat(kafka_broker: KafkaCluster,
     before = {table: daemon.count(table) for table in ("predictions", "labels", "outcomes")}
     daemon.start()
     until("the partitions", lambda: daemon.logged("partitions_assigned"))
-    until("a look at the lag", lambda: daemon.metric("driftd_source_lag") == 0 and daemon.metric("driftd_ticks_total"))
+    until(
+        "a look at the lag", lambda: daemon.metric("driftd_source_lag") == 0 and daemon.metric("driftd_ticks_total")
+    )
     assert {table: daemon.count(table) for table in before} == before
     assert daemon.metric("driftd_events_total") == 0
 

@@ -25,7 +25,7 @@ EXPECTED = {
     'driftd_feature_drifted{feature="country"}': 0.0,
     "driftd_drift_share_ratio >= 0": None,
     'driftd_performance_score{metric="accuracy",segment=""} > 0': None,
-    'driftd_label_coverage_ratio > 0.8': None,
+    "driftd_label_coverage_ratio > 0.8": None,
     "driftd_window_rows > 250": None,
     "time() - driftd_tick_last_success_timestamp_seconds < 60": None,
     "histogram_quantile(0.9, driftd_ingest_batch_seconds_bucket) > 0": None,
@@ -42,7 +42,9 @@ def test_a_real_prometheus_finds_every_signal_of_a_running_daemon(
         traffic.send(2 * STRETCH)  # five good windows (three become the reference), then five with ages missing
         daemon.start()
         server = prometheus(daemon.url.removeprefix("http://"))
-        until("the rule to fire", lambda: daemon.metric("driftd_rule_phase", rule="ages_missing", phase="firing"), 120)
+        until(
+            "the rule to fire", lambda: daemon.metric("driftd_rule_phase", rule="ages_missing", phase="firing"), 120
+        )
         missing = dict(EXPECTED)
 
         def all_there() -> bool:
