@@ -44,12 +44,13 @@ def broker() -> Iterator[str]:
 
 @contextmanager
 def topic_of(bootstrap: str, count: int, say: Say) -> Iterator[str]:
-    """A topic with `count` predictions of the last hour, deleted afterwards."""
+    """A topic with `count` predictions of the last hour (0: an empty one), deleted afterwards."""
     topic = f"bench-{uuid4().hex[:8]}"
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         admin.create_topics({topic: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)
-        _fill(bootstrap, topic, count, say)
+        if count:
+            _fill(bootstrap, topic, count, say)
         yield topic
         admin.delete_topics([topic])
     finally:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from bench.events import MODEL, NUMBERS, SCHEMA, VERSION, columns
+from bench.events import MODEL, SCHEMA, VERSION, columns
 from bench.say import Say, quietly
 from monitor.config import from_dict
 from monitor.evaluator import ModelEvaluator, _measurement_rows
@@ -178,7 +178,9 @@ def _measured(start: datetime, performance: bool) -> pl.DataFrame:
         else [Measure.FEATURE_DRIFT, Measure.MISSING_SHARE, Measure.INVALID_SHARE]
     )
     found = tuple(
-        Measurement(m, 0.01, rows, **{"metric" if performance else "feature": name}) for m in measures for name in names
+        Measurement(m, 0.01, rows, **{"metric" if performance else "feature": name})
+        for m in measures
+        for name in names
     )
     key = WindowKey(MODEL, VERSION, start, start + timedelta(hours=1))
     result = MeasureResult(key, performance, rows, rows, "file", found)
@@ -189,7 +191,9 @@ def _plan(folder: Path) -> ModelPlan:
     folder.mkdir(parents=True)
     reference = columns(0, 10_000, BEGIN - timedelta(days=400), timedelta(days=1))
     reference = reference.rename({c: f"feature_{c}" for c in SCHEMA_NAMES}).with_columns(label=pl.col("prediction"))
-    reference.select(*SCHEMA.feature_columns, "prediction", "score", "label").write_parquet(folder / "reference.parquet")
+    reference.select(*SCHEMA.feature_columns, "prediction", "score", "label").write_parquet(
+        folder / "reference.parquet"
+    )
     model = {
         "task": SCHEMA.task.value,
         "classes": list(SCHEMA.classes),

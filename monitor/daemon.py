@@ -74,7 +74,8 @@ class StateFolder:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             raise StateLocked(
-                f"{path} is in use by another driftd (process {holder}): stop it, or give this one its own daemon.state"
+                f"{path} is in use by another driftd (process {holder}): "
+                "stop it, or give this one its own daemon.state"
             ) from exc
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
@@ -107,6 +108,7 @@ class Daemon:
     scheduler: BackgroundScheduler | None = None
     failure: BaseException | None = None
     ticked_at: float = 0.0
+    leads: bool = False
 
     @property
     def config(self) -> Config:
@@ -178,6 +180,7 @@ class Daemon:
         started = time.monotonic()
         try:
             leads = self.ledger.lead("evaluator", self.holder, now, now + LEASE)
+            self.leads = leads
             self.metrics.leader.set(float(leads))
             if leads:
                 for evaluator in list(self.evaluators.values()):
@@ -197,9 +200,12 @@ class Daemon:
         self.ticked_at = time.monotonic()
 
     def supervise(self) -> None:
-        """Hand over requests and keep job processes going."""
+        """Hand over requests, keep job processes going, and keep the lease while a tick is long."""
+        now = datetime.now(UTC)
         try:
-            self.supervisor.supervise(datetime.now(UTC))
+            if self.leads:
+                self.ledger.lead("evaluator", self.holder, now, now + LEASE)
+            self.supervisor.supervise(now)
             self.metrics.ready.labels("control").set(1)
         except TransientError as exc:
             self.metrics.ready.labels("control").set(0)
@@ -254,6 +260,7 @@ class Daemon:
         self.stop.set()
 
     def _resign(self) -> None:
+        self.leads = False
         try:
             self.ledger.resign("evaluator", self.holder)
         except TransientError as exc:
@@ -374,7 +381,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         metrics=metrics,
         ingest=Ingest(build_source(config, metrics), writer, policy, metrics),
         evaluators={},
-        supervisor=_supervisor(config, lambda request: job_spec(daemon.loaded, request), ledger, store, lake, metrics),
+        supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
         listener=_listen(config.http.host, config.http.port),
         holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
         stop=threading.Event(),

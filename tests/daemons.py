@@ -64,7 +64,10 @@ def configuration(state: Path, source: Mapping[str, Any], **sections: Mapping[st
                         "name": "ages_missing", "measure": "missing_share", "feature": "age", "above": 0.2,
                         "for": "1 of 1 windows",
                     },
-                    {"name": "amount_drifts", "measure": "feature_drift", "feature": "amount", "for": "1 of 2 windows"},
+                    {
+                        "name": "amount_drifts", "measure": "feature_drift", "feature": "amount",
+                        "for": "1 of 2 windows",
+                    },
                 ],
             }
         },

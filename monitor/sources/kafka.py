@@ -195,7 +195,10 @@ class KafkaSource:
         # Three tries more with a wrong password may lock the account: end the bootstrap at the first refusal.
         reasons = _Reasons(lambda: clients[0]._manager.close())
         logger = logging.getLogger("kafka.net.manager")
+        level, propagate = logger.level, logger.propagate
         logger.addHandler(reasons)
+        logger.setLevel(logging.WARNING)  # whatever the program shows of this library
+        logger.propagate = False
         try:
             consumer = KafkaConsumer(kafka_client=client, **_options(self._settings))
         except BaseException as error:
@@ -206,6 +209,8 @@ class KafkaSource:
             raise
         finally:
             logger.removeHandler(reasons)
+            logger.setLevel(level)
+            logger.propagate = propagate
         self._consumer, self._client = consumer, clients[0]
         self._connected_at = time.monotonic()
         self._absent_since = {}

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ PHASES: dict[str, Callable[[Daemon], bool]] = {
 
 def kill_at_random_moments(daemon: Daemon, phases: list[str]) -> Counter[str]:
     """Kill it once in each of `phases`, starting it again every time. Returns how far each start had come."""
-    dice = random.Random(SEED)  # noqa: S311 - a reproducible test, not a secret
+    dice = random.Random(SEED)
     reached: Counter[str] = Counter()
     for number, phase in enumerate(phases):
         daemon.launch()
@@ -109,7 +110,7 @@ def check_measured_once(daemon: Daemon) -> None:
     for rule in {t["rule"] for t in transitions}:
         mine = [t for t in transitions if t["rule"] == rule]
         assert len({t["at"] for t in mine}) == len(mine), mine
-        assert all(a["after"] == b["before"] for a, b in zip(mine, mine[1:], strict=False)), mine
+        assert all(a["after"] == b["before"] for a, b in pairwise(mine)), mine
 
 
 @pytest.mark.timeout(400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,15 @@ from tests.conftest import SASL_USERS, KafkaCluster, require
 from tests.daemons import MODEL, Daemon, Daemons, kafka, until
 from tests.e2e.test_crash import check_exactly_once, check_measured_once, drain
 from tests.fakes import FileSink, KafkaSink, Traffic
+
+# kafka-python 3.0.12 leaves the sockets of failed connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets_left_for_others() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def test_wrong_credentials_are_named_and_tried_again_slowly(kafka_broker: KafkaC
     topics = kafka_broker.create_topic(), kafka_broker.create_topic()
     source = kafka(broker.sasl_bootstrap, *topics, group=unique("g"), **sasl)
     user = next(iter(SASL_USERS))
-    daemon = daemons.make(source, environment={"KAFKA_USER": user, "KAFKA_PASSWORD": "wrong-word"}).start()
+    daemon = daemons.make(source, environment={"KAFKA_USER": user, "KAFKA_PASSWORD": "wrong-password"}).start()
 
     until("three refusals", lambda: len(daemon.logged("source_refused")) >= 3)
     refusals = daemon.logged("source_refused")
@@ -149,7 +159,7 @@ def test_wrong_credentials_are_named_and_tried_again_slowly(kafka_broker: KafkaC
     assert not ready
     assert components["source"] != "ok"
     assert daemon.request("/healthz")[0] == 200
-    assert "wrong-word" not in daemon.log.read_text()
+    assert "wrong-password" not in daemon.log.read_text()
 
     daemon.kill()
     daemon.environment = {"KAFKA_USER": user, "KAFKA_PASSWORD": SASL_USERS[user]}
