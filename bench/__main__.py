@@ -1,6 +1,6 @@
 """`python -m bench [ROW ..] [--write-docs]`: the budget table, each row side by side with what it is measured against.
 
-Prints the table, keeps it in bench/results/latest.json, and with --write-docs rewrites the table in docs/performance.md.
+Prints the table, keeps it in bench/results/latest.json; --write-docs rewrites the table in docs/performance.md.
 """
 
 from __future__ import annotations

@@ -111,23 +111,34 @@ def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     clock, stop = _Clock(), threading.Event()
     measured: dict[str, float] = {}
 
+    committed: dict[str, int] = {}
+
     class Watched(KafkaSource):
         """Tells when the first records came and when the last ones were committed."""
 
-        committed: dict[str, int] = {}  # noqa: RUF012 - one instance per process
+        polled = 0
 
         def poll(self, timeout: float, max_records: int) -> Sequence[Records]:
-            polled = super().poll(timeout, max_records)
-            if polled:
+            found = super().poll(timeout, max_records)
+            if found:
                 clock.begin()
-            return polled
+            self.polled += sum(len(group.values) for group in found)
+            return found
 
         def commit(self, positions: Mapping[str, int]) -> None:
             super().commit(positions)
-            self.committed.update(positions)
-            if sum(self.committed.values()) >= count:
+            committed.update(positions)
+            if sum(committed.values()) >= count:
                 measured.update(clock.end())
                 stop.set()
+
+    source = Watched(_settings(bootstrap, topic))
+
+    class Drained(Ingest):
+        """Does not wait for the rest of the last batch, which never comes."""
+
+        def _due(self) -> bool:
+            return super()._due() or (bool(self._buffer.records) and source.polled >= count)
 
     configure_logs("json")
     defaults = SourceConfig()
@@ -138,7 +149,7 @@ def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
         metrics = Metrics()
         lake = Lake(folder)
         writer = Writer(lake.clone(), {MODEL: SCHEMA}, policy, metrics)
-        Ingest(Watched(_settings(bootstrap, topic)), writer, policy, metrics).run(stop)
+        Drained(source, writer, policy, metrics).run(stop)
         stored = _stored(lake)
     assert stored == count, f"{stored} rows in the lake for {count} events"
     return measured

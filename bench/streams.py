@@ -1,7 +1,7 @@
 """Real recorded streams through a real Kafka broker and a running daemon: the tables of docs/real-streams.md.
 
-`python -m bench.streams --data FOLDER [--only NAME ..]` starts a broker, runs `driftd demo --stream` on each table, keeps
-the summaries in bench/results/streams.json and rewrites the tables in the doc from them.
+`python -m bench.streams --data FOLDER [--only NAME ..]` starts a broker, runs `driftd demo --stream` on each table,
+keeps the summaries in bench/results/streams.json and rewrites the tables in the doc from them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def run(stream: Recorded, data: Path, bootstrap: str) -> dict[str, Any]:
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "| stream | windows | metric | served, all windows | never retrained, same rows | after the first promotion "
-        "| never retrained, same rows | jobs | promoted | rejected | rolled back |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| never retrained, same rows | jobs | promoted | rejected | rolled back |\n"
+        f"|{'---|' * 11}\n"
     ]
     for name, result in results.items():
         p, states = result["performance"], [r["state"] for r in result["retrains"]]
@@ -73,7 +74,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         )
     for name, result in results.items():
         lines.append(
-            f"\n### {name}\n\n| windows | versions | {result['metric']} as served | never retrained |\n|---|---|---|---|\n"
+            f"\n### {name}\n\n| windows | versions | {result['metric']} as served | never retrained |\n"
+            "|---|---|---|---|\n"
         )
         windows = result["windows"]
         size = max(1, len(windows) // 10)

@@ -324,9 +324,7 @@ def replay_letters(reason: str | None, as_json: bool, loaded: LoadedConfig) -> N
 @click.option("--target", help="The column with the truth (required with --stream).")
 @click.option("--drop", default="", help="Columns that are no features, comma-separated.")
 @click.option("--train-share", type=click.FloatRange(0.01, 0.9), default=0.1, show_default=True)
-@click.option(
-    "--label-delay", type=click.IntRange(0), default=None, metavar="N-rows", help="Rows until a label comes."
-)
+@click.option("--label-delay", type=click.IntRange(0), default=None, metavar="N-rows", help="Rows until a label comes.")
 @click.option("--window-rows", type=click.IntRange(20), default=None, metavar="N", help="Rows per window.")
 @click.option("--kafka", metavar="HOST:PORT", default=None, help="Send events through this broker instead of files.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the summary here.")

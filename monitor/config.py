@@ -143,5 +143,3 @@ def _literal_secrets(config: Config) -> Iterator[str]:
     for place, uri in (("mlflow.tracking_uri", config.mlflow.tracking_uri), ("lake.uri", config.lake.uri)):
         if uri and "://" in uri and urlsplit(uri).password:
             yield f"{place}: holds a password; pass it by environment variable instead"
-
-

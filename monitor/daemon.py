@@ -74,12 +74,21 @@ class StateFolder:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             raise StateLocked(
-                f"{path} is in use by another driftd (process {holder}): "
-                "stop it, or give this one its own daemon.state"
+                f"{path} is in use by another driftd (process {holder}): stop it, or give this one its own daemon.state"
             ) from exc
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+        self.holder = self._holder()
+
+    def _holder(self) -> str:
+        """A name that stays over restarts: killed, the next daemon of this folder need not wait for its own lease."""
+        path = self.path / "replica"
+        name = path.read_text().strip() if path.exists() else ""
+        if not name:
+            name = uuid.uuid4().hex
+            path.write_text(name)
+        return f"{socket.gethostname()}:{name}"
 
     def release(self) -> None:
         self._lock.close()
@@ -383,7 +392,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         evaluators={},
         supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
         listener=_listen(config.http.host, config.http.port),
-        holder=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+        holder=folder.holder,
         stop=threading.Event(),
         reload=threading.Event(),
     )

@@ -253,9 +253,7 @@ def _suspicious(stream: Stream, schema: ModelSchema) -> pl.Expr:
     columns = [pl.col("prediction_id"), pl.col("model")]
     if stream is Stream.PREDICTIONS:
         columns.append(pl.col("model_version"))
-        columns += [
-            pl.col("features").struct.field(f.name) for f in schema.features if f.kind is FeatureKind.CATEGORY
-        ]
+        columns += [pl.col("features").struct.field(f.name) for f in schema.features if f.kind is FeatureKind.CATEGORY]
         columns += [pl.col("segment").struct.field(s) for s in schema.segments]
     if schema.task is not Task.REGRESSION:
         columns.append(pl.col("prediction" if stream is Stream.PREDICTIONS else "label"))

@@ -28,7 +28,8 @@ log = structlog.get_logger()
 
 _TABLES = {Stream.PREDICTIONS: Table.PREDICTIONS, Stream.LABELS: Table.LABELS}
 _IN_FLIGHT = 2
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 8 * 2**20
+"""A batch this large is due whatever its rows: three are in memory at once, as bytes, as text and as columns."""
 _BACKOFF = (0.5, 30.0)
 
 

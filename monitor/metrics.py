@@ -138,9 +138,7 @@ class Metrics:
         self.build_info = Gauge("driftd_build_info", "Versions", ("version", "python"), registry=r)
         self.config_info = Gauge("driftd_config_info", "Digest of the config in force", ("digest",), registry=r)
         self.config_reloads = Counter("driftd_config_reloads", "Reloads by outcome", ("outcome",), registry=r)
-        self.config_ok = Gauge(
-            "driftd_config_last_reload_successful", "0 after a reload that was refused", registry=r
-        )
+        self.config_ok = Gauge("driftd_config_last_reload_successful", "0 after a reload that was refused", registry=r)
         self.ready = Gauge("driftd_ready", "1 if the component works", ("component",), registry=r)
         self.leader = Gauge("driftd_leader", "1 on the replica that evaluates", registry=r)
 
@@ -220,12 +218,8 @@ class Metrics:
             "driftd_retrain_suppressed", "Retrains wanted and not requested", ("model", "reason"), registry=r
         )
         self.jobs = Gauge("driftd_jobs", "Retrain jobs by state", ("model", "state"), registry=r)
-        self.job_process_exits = Counter(
-            "driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r
-        )
-        self.maintenance = Counter(
-            "driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r
-        )
+        self.job_process_exits = Counter("driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r)
+        self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
 
     def declare(self, version: str, models: Mapping[str, Iterable[Rule]]) -> None:
         """Create every series that is known from the configuration."""

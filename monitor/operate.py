@@ -70,13 +70,9 @@ def write_window_report(loaded: LoadedConfig, model: str, version: str | None, e
     if not chosen.height:
         first, last = windows["window_end"][0].isoformat(), windows["window_end"][-1].isoformat()
         versions = ", ".join(windows["model_version"].unique().sort().to_list())
-        raise ConfigError(
-            [f"{model}: no such window; there are windows ending {first} to {last}, versions {versions}"]
-        )
+        raise ConfigError([f"{model}: no such window; there are windows ending {first} to {last}, versions {versions}"])
     name, start, stop = chosen.row(-1)
-    task = ReportTask(
-        lake.uri, lake.options, plan, WindowKey(model, name, start, stop), str(config.state / "reports")
-    )
+    task = ReportTask(lake.uri, lake.options, plan, WindowKey(model, name, start, stop), str(config.state / "reports"))
     if (path := make_report(task)) is None:
         raise ConfigError([f"{model}: version {name} has no reference yet: it is still warming up"])
     return path

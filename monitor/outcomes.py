@@ -90,9 +90,7 @@ class OutcomeWriter:
         labels = last_labels(collect(lazy))
         if (outcomes := self._lake.scan(Table.OUTCOMES, self._model)) is not None:
             columns = ("prediction_id", pl.col("label_ts").alias("known_ts"), pl.col("label").alias("known"))
-            known = last_outcomes(collect(outcomes.select("prediction_id", "label_ts", "label", "ts"))).select(
-                columns
-            )
+            known = last_outcomes(collect(outcomes.select("prediction_id", "label_ts", "label", "ts"))).select(columns)
             same_time = pl.col("known_ts") == pl.col("ts")
             newer = (
                 pl.col("known_ts").is_null()

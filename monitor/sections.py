@@ -389,9 +389,7 @@ class Config(Section):
     lake: LakeConfig = LakeConfig()
     source: SourceConfig = SourceConfig()
     mlflow: MlflowConfig = MlflowConfig()
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(
-        min_length=1
-    )
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
 
     @property
     def state(self) -> Path:
@@ -420,5 +418,3 @@ class Config(Section):
         """A stable fingerprint of everything in it (secrets are references, so none is hashed)."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-

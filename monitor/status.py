@@ -58,11 +58,7 @@ def summary(decisions: list[Decision], jobs: list[Job]) -> str:
         return f"retraining: {running.state.value} since {_clock(running.updated_at)}{waiting}, job {running.id}"
     ended = jobs[0] if jobs else None
     newest = decisions[0] if decisions else None
-    if (
-        newest is not None
-        and newest.outcome != REQUESTED
-        and (ended is None or newest.recorded_at > ended.updated_at)
-    ):
+    if newest is not None and newest.outcome != REQUESTED and (ended is None or newest.recorded_at > ended.updated_at):
         return f"not retrained: {newest.detail}; wanted because {newest.cause}"
     if ended is not None:
         why = f": {ended.error}" if ended.error else ""

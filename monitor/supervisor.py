@@ -142,9 +142,7 @@ def job_history(store: Store, model: str, firing_since: datetime | None, now: da
         in_flight=in_flight.id if in_flight else None,
         last_ended_at=last.ended_at if last else None,
         last_ended_state=last.state.value if last else None,
-        started_today=store.count_since(
-            model, now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        ),
+        started_today=store.count_since(model, now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)),
         rejected_in_a_row=rejected,
         champion=moves[0].version if moves else None,
     )

@@ -94,9 +94,7 @@ def save_model(
 
         types = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
         if refused := [t for t in types if not _is_trusted(t, trusted)]:
-            raise TypeError(
-                f"the model holds {', '.join(refused)}; list them in TRUSTED_TYPES of the trainer's module"
-            )
+            raise TypeError(f"the model holds {', '.join(refused)}; list them in TRUSTED_TYPES of the trainer's module")
         inputs = [ColSpec(_TYPES[f.kind], f.name, required=False) for f in schema.features]
         output = ColSpec("double" if schema.task is Task.REGRESSION else "string", "prediction")
         partial = folder.with_name(folder.name + ".partial")
@@ -128,9 +126,7 @@ def load_model(folder: Path, trusted: Sequence[str] = ()) -> LoadedModel:
     except (OSError, KeyError, AttributeError, yaml.YAMLError) as exc:
         raise UnusableModel(f"no MLflow model: {exc}") from exc
     if flavour is None:
-        raise UnusableModel(
-            f"flavours {', '.join(described['flavors'])}; only scikit-learn in skops format is loaded"
-        )
+        raise UnusableModel(f"flavours {', '.join(described['flavors'])}; only scikit-learn in skops format is loaded")
     if flavour.get("serialization_format") != "skops":
         raise UnusableModel(f"stored as {flavour.get('serialization_format', 'pickle')}; nothing is unpickled here")
     path = (folder / flavour["pickled_model"]).resolve()

@@ -175,9 +175,7 @@ class Store:
             values["error"] = error
         with writing(self.engine) as connection:
             changed = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner))
-                .values(values)
+                update(jobs).where(jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner)).values(values)
             )
             if changed.rowcount != 1:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
@@ -187,10 +185,7 @@ class Store:
     def update(self, job_id: str, owner: str | None, **values: Any) -> None:
         """Sets `result`, `fingerprint` or `waiting`. Raises LeaseLost when `owner` does not hold the lease."""
         with writing(self.engine) as connection:
-            if (
-                connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount
-                != 1
-            ):
+            if connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount != 1:
                 raise LeaseLost(f"job {job_id}: another process holds its lease")
 
     def approve(self, job_id: str, actor: str, now: datetime) -> None:

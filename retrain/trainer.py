@@ -187,9 +187,7 @@ def _outcome(
 
 def _out_of_memory(spec: JobSpec, detail: str) -> TrainingFailed:
     limit = spec.config.memory_limit / 2**20
-    return TrainingFailed(
-        FailureKind.OUT_OF_MEMORY, f"the trainer ran out of its {limit:.0f} MiB of memory: {detail}"
-    )
+    return TrainingFailed(FailureKind.OUT_OF_MEMORY, f"the trainer ran out of its {limit:.0f} MiB of memory: {detail}")
 
 
 class BoundedLog:

@@ -93,9 +93,7 @@ def tell(options: DemoOptions) -> None:
     with console.status("training and registering the first model"), _scorer(stage, loaded) as scorer:
         console.print(f"  first model: version {scorer.registered}, trained on {stage.first_row:,} rows")
         with _daemon(stage) as url:
-            console.print(
-                f"  daemon at {url}, window = {stage.window_rows} rows, labels {stage.label_delay} rows late"
-            )
+            console.print(f"  daemon at {url}, window = {stage.window_rows} rows, labels {stage.label_delay} rows late")
             console.print(
                 f"  performance = {world.metric} on the window's rows, as served · "
                 f"drift = features that drifted · rule = phase of performance_drop\n"

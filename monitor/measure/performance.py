@@ -27,7 +27,7 @@ def measure_performance(
     metrics: Sequence[str],
     segment_min_rows: int,
 ) -> list[Measurement]:
-    """`performance`, `performance_drop` and `performance_drop_ratio` per metric, for all rows (segment "") and each segment
+    """`performance`, `performance_drop`, `performance_drop_ratio` per metric, of all rows (segment "") and each segment
     ("region=eu").
 
     Segments known to the reference are always there, so that their series do not vanish; with fewer than
@@ -117,11 +117,7 @@ def _segments(frame: pl.DataFrame, schema: ModelSchema) -> dict[str, None]:
     for segment, name in zip(schema.segments, schema.segment_columns, strict=True):
         if name in frame.columns:
             counts = (
-                frame[name]
-                .drop_nulls()
-                .cast(pl.String)
-                .value_counts()
-                .sort(["count", name], descending=[True, False])
+                frame[name].drop_nulls().cast(pl.String).value_counts().sort(["count", name], descending=[True, False])
             )
             names |= dict.fromkeys(f"{segment}={value}" for value in counts[name].head(MAX_SEGMENTS))
     return names

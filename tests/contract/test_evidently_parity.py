@@ -225,9 +225,7 @@ def test_whole_preset_gives_the_same_values_and_share() -> None:
 @pytest.mark.parametrize("gone", ["null", "absent"])
 def test_one_missing_column_aborts_the_report_but_not_driftd(gone: str) -> None:
     window, reference = wide(1), wide(2)
-    broken = (
-        window.drop("feature_n0") if gone == "absent" else window.with_columns(feature_n0=pl.lit(None, pl.Float64))
-    )
+    broken = window.drop("feature_n0") if gone == "absent" else window.with_columns(feature_n0=pl.lit(None, pl.Float64))
     with pytest.raises(Exception, match="n0"):
         preset(broken, reference)
     measured = {m.feature: m for m in measure_drift(broken, prepare(reference, WIDE), WIDE, {}) if m.feature}
@@ -244,9 +242,7 @@ def test_the_report_s_share_takes_infinite_values_in_while_driftd_leaves_them_ou
         feature_n1=pl.when(pl.int_range(pl.len()) == 0).then(INF).otherwise(pl.col("feature_n1"))
     )
     [share] = [
-        m.value
-        for m in measure_drift(infinite, prepare(reference, WIDE), WIDE, {})
-        if m.measure is Measure.DRIFT_SHARE
+        m.value for m in measure_drift(infinite, prepare(reference, WIDE), WIDE, {}) if m.measure is Measure.DRIFT_SHARE
     ]
     assert share == 0
     expected = preset(infinite, reference)

@@ -133,9 +133,7 @@ class TestRebalance:
 
         shares: dict[str, set[str]] = {"a": set(), "b": set()}
         revoked: list[int] = []
-        observer = KafkaObserver(
-            on_rebalance=lambda kind, count: revoked.append(count) if kind != "assigned" else None
-        )
+        observer = KafkaObserver(on_rebalance=lambda kind, count: revoked.append(count) if kind != "assigned" else None)
         writer = threading.Thread(target=produce)
         first = opened(kafka_broker.bootstrap, topic, observer=observer)
         batches = poll_until(lambda: len(first.lag()) == 4, first)
@@ -183,9 +181,7 @@ class TestRebalance:
 
 
 class TestTopics:
-    def test_a_missing_topic_is_named_and_read_once_it_appears(
-        self, kafka_broker: KafkaCluster, opened: Open
-    ) -> None:
+    def test_a_missing_topic_is_named_and_read_once_it_appears(self, kafka_broker: KafkaCluster, opened: Open) -> None:
         topic = f"t-{uuid4().hex[:12]}"
         told: list[frozenset[str]] = []
         source = opened(kafka_broker.bootstrap, topic, observer=KafkaObserver(on_missing_topics=told.append))
@@ -280,9 +276,7 @@ class TestBroker:
             by_partition[batch.partition[-1]] += batch.values
         assert by_partition == {"0": [b"a", huge, b"b"], "1": [b"c"]}
 
-    def test_wrong_credentials_are_refused_by_name_and_at_once(
-        self, kafka_broker: KafkaCluster, opened: Open
-    ) -> None:
+    def test_wrong_credentials_are_refused_by_name_and_at_once(self, kafka_broker: KafkaCluster, opened: Open) -> None:
         bootstrap = kafka_broker.own_broker().sasl_bootstrap
         topic = kafka_broker.create_topic()
         kafka_broker.produce(topic, numbered(0, 1))

@@ -390,9 +390,7 @@ def test_sigterm_under_load_leaves_nothing_to_repeat(kafka_broker: KafkaCluster,
     before = {table: daemon.count(table) for table in ("predictions", "labels", "outcomes")}
     daemon.start()
     until("the partitions", lambda: daemon.logged("partitions_assigned"))
-    until(
-        "a look at the lag", lambda: daemon.metric("driftd_source_lag") == 0 and daemon.metric("driftd_ticks_total")
-    )
+    until("a look at the lag", lambda: daemon.metric("driftd_source_lag") == 0 and daemon.metric("driftd_ticks_total"))
     assert {table: daemon.count(table) for table in before} == before
     assert daemon.metric("driftd_events_total") == 0
 

@@ -42,9 +42,7 @@ def test_a_real_prometheus_finds_every_signal_of_a_running_daemon(
         traffic.send(2 * STRETCH)  # five good windows (three become the reference), then five with ages missing
         daemon.start()
         server = prometheus(daemon.url.removeprefix("http://"))
-        until(
-            "the rule to fire", lambda: daemon.metric("driftd_rule_phase", rule="ages_missing", phase="firing"), 120
-        )
+        until("the rule to fire", lambda: daemon.metric("driftd_rule_phase", rule="ages_missing", phase="firing"), 120)
         missing = dict(EXPECTED)
 
         def all_there() -> bool:

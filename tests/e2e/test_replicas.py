@@ -43,9 +43,7 @@ def test_a_frozen_and_a_killed_replica_lose_and_double_nothing(kafka_broker: Kaf
         pair = [daemons.make(source, name, **shared).start() for name in ("a", "b")]
         traffic.begin()
         try:
-            until(
-                "both to read", lambda: all(owned(d) for d in pair) and owned(pair[0]) | owned(pair[1]) == everything
-            )
+            until("both to read", lambda: all(owned(d) for d in pair) and owned(pair[0]) | owned(pair[1]) == everything)
             until("one leader", lambda: sorted(leads(d) for d in pair) == [False, True])
             frozen, other = sorted(pair, key=leads, reverse=True)
             until("windows", lambda: frozen.metric("driftd_windows_measured_total") > 2, within=120)

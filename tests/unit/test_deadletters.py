@@ -23,9 +23,7 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(str(tmp_path / "lake"))
 
 
-def refuse(
-    lake: Lake, values: list[bytes | None], stream: Stream = P, partition: str = "t:0", start: int = 0
-) -> None:
+def refuse(lake: Lake, values: list[bytes | None], stream: Stream = P, partition: str = "t:0", start: int = 0) -> None:
     rejected = decode(stream, [records(values, stream, partition, start)], ONE, limits()).rejected
     assert len(rejected) == len(values)
     lake.append(Table.DEAD_LETTERS, dead_letter_frame(rejected, NOW))

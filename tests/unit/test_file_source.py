@@ -238,9 +238,7 @@ class TestParquet:
         path = tmp_path / "labels" / "a.parquet"
         write(path, data[:-20])
         told: list[tuple[str, str]] = []
-        source = opened(
-            FileObserver(on_unreadable=lambda where, why: told.append((where, why))), unreadable_after=0.3
-        )
+        source = opened(FileObserver(on_unreadable=lambda where, why: told.append((where, why))), unreadable_after=0.3)
         assert not drain(source)
         assert not told
         deadline = time.monotonic() + DEADLINE

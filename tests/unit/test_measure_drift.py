@@ -43,9 +43,7 @@ def reference(**changed: pl.Expr) -> Reference:
     return prepare(frame().with_columns(**changed), SCHEMA)
 
 
-def measured(
-    window: pl.DataFrame, against: Reference | None = None, **methods: DriftMethod
-) -> dict[str, Measurement]:
+def measured(window: pl.DataFrame, against: Reference | None = None, **methods: DriftMethod) -> dict[str, Measurement]:
     """By feature name, else measure name."""
     found = measure_drift(window, against or reference(), SCHEMA, methods)
     return {m.feature or m.measure.value: m for m in found}

@@ -103,9 +103,7 @@ def test_threshold_is_exported_where_the_rule_has_one(metrics: Metrics) -> None:
 
 def test_phase_is_one_of_three_and_a_reload_leaves_it(metrics: Metrics) -> None:
     def phases() -> dict[str, float | None]:
-        return {
-            p.value: value(metrics, "driftd_rule_phase", model="fraud", rule="drop", phase=p.value) for p in Phase
-        }
+        return {p.value: value(metrics, "driftd_rule_phase", model="fraud", rule="drop", phase=p.value) for p in Phase}
 
     assert phases() == {"inactive": 1, "pending": 0, "firing": 0}
     metrics.set_phase("fraud", "drop", Phase.FIRING)

@@ -167,9 +167,7 @@ def test_stop_and_restore_after_any_step_ends_the_same(
 
 
 @given(rules, value_lists)
-def test_transitions_form_a_chain_and_firing_is_entered_once_each_time(
-    rule: Rule, values: list[float | None]
-) -> None:
+def test_transitions_form_a_chain_and_firing_is_entered_once_each_time(rule: Rule, values: list[float | None]) -> None:
     phases, transitions, _ = run(rule, every(10, values))
     chain = [Q, *(t.after for t in transitions)]
     assert [t.before for t in transitions] == chain[:-1]

@@ -103,9 +103,7 @@ def test_span_leaves_older_rows_out(tmp_path: Path) -> None:
         (0, {}, "no outcomes table"),
     ],
 )
-def test_too_little_is_a_value_with_its_reason(
-    tmp_path: Path, rows: int, config: dict[str, int], reason: str
-) -> None:
+def test_too_little_is_a_value_with_its_reason(tmp_path: Path, rows: int, config: dict[str, int], reason: str) -> None:
     if rows:
         write(tmp_path / "outcomes", outcomes(rows))
     found = take_snapshot(spec(tmp_path, **config), {})

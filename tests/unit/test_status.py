@@ -52,12 +52,8 @@ def test_model_of_which_nothing_is_known(ledger: Ledger, store: Store) -> None:
     assert found["summary"] == 'never retrained: no rule with action = "retrain" has fired'
 
 
-@pytest.mark.parametrize(
-    ("phase", "state"), [(Phase.FIRING, "firing"), (Phase.PENDING, "ok"), (Phase.INACTIVE, "ok")]
-)
-def test_state_follows_the_rules_and_everything_is_json(
-    ledger: Ledger, store: Store, phase: Phase, state: str
-) -> None:
+@pytest.mark.parametrize(("phase", "state"), [(Phase.FIRING, "firing"), (Phase.PENDING, "ok"), (Phase.INACTIVE, "ok")])
+def test_state_follows_the_rules_and_everything_is_json(ledger: Ledger, store: Store, phase: Phase, state: str) -> None:
     record = RuleRecord("1", "drop", RuleState(phase, at=NOW), 3, Verdict.BREACH, 0.1, "bad")
     moved = Transition("drop", Phase.PENDING, Phase.FIRING, NOW, "bad")
     ledger.record(Round("fraud", -1, 1, [record], [("1", moved)]), NOW)

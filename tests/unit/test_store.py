@@ -134,9 +134,7 @@ def test_only_a_waiting_challenger_is_approved(store: Store, tmp_path: Path) -> 
         ([[S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED], [S.FAILED], []], 1),
     ],
 )
-def test_consecutive_unsuccessful_jobs(
-    store: Store, tmp_path: Path, endings: list[list[JobState]], count: int
-) -> None:
+def test_consecutive_unsuccessful_jobs(store: Store, tmp_path: Path, endings: list[list[JobState]], count: int) -> None:
     for i, states in enumerate(endings):
         store.submit(named(tmp_path, f"j{i}"), NOW + i * MINUTE)
         walk(store, f"j{i}", *states, at=i)
