@@ -55,7 +55,9 @@ def run(stream: Recorded, data: Path, bootstrap: str) -> dict[str, Any]:
             "--kafka", bootstrap, "--folder", f"{folder}/demo", "--json", str(out),
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True)
-        return dict(json.loads(out.read_text()))
+        summary = dict(json.loads(out.read_text()))
+    kept = ("state", "reason", "version", "at")
+    return {**summary, "retrains": [{k: r[k] for k in kept} for r in summary["retrains"]]}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

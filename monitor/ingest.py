@@ -30,6 +30,8 @@ _TABLES = {Stream.PREDICTIONS: Table.PREDICTIONS, Stream.LABELS: Table.LABELS}
 _IN_FLIGHT = 2
 _BATCH_BYTES = 8 * 2**20
 """A batch this large is due whatever its rows: three are in memory at once, as bytes, as text and as columns."""
+_POLL_ROWS = 5_000
+"""A poll asks for no more, so that a batch does not overshoot its bytes by much."""
 _BACKOFF = (0.5, 30.0)
 
 
@@ -187,9 +189,8 @@ class Ingest:
         try:
             self._settle()
             self._balance()
-            polled = self._source.poll(
-                0.2, self._policy.batch_rows - min(self._buffer.rows, self._policy.batch_rows - 1)
-            )
+            room = max(1, self._policy.batch_rows - self._buffer.rows)
+            polled = self._source.poll(0.2, min(room, _POLL_ROWS))
         except TransientError as exc:
             if self._due():  # what has been read need not wait until the source is back
                 self._submit(pipeline)
