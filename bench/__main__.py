@@ -1,102 +1,167 @@
-"""`python -m bench [ROW ..] [--write-docs]`: the budget table, each row side by side with what it is measured against.
+"""`python -m bench [ROW ..] [--write-docs]`: measure the budgets, print them, keep them in bench/results/latest.json.
 
-Prints the table, keeps it in bench/results/latest.json; --write-docs rewrites the table in docs/performance.md.
+Invariant: every figure is measured here and now, side by side with what it is compared with; a row that is not run
+keeps the figures of its last run, with the load of the machine at that time.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
+import importlib
 import json
+import logging
 import os
 import platform
+import sys
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
+import structlog
 from rich.console import Console
 from rich.table import Table
 
-from bench import ingest, memory, tick, window
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results" / "latest.json"
-DOC = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- table: made by `python -m bench --write-docs` -->", "<!-- end of table -->"
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 ROWS = ("ingest", "window", "tick", "memory")
-LIBRARIES = ("deltalake", "evidently", "kafka-python", "polars", "pyarrow", "scipy")
+LIBRARIES = ("kafka-python", "polars", "deltalake", "pyarrow", "evidently", "pandas", "numpy")
+
+Results = dict[str, Any]
 
 
-def measure(row: str, say: Any) -> list[dict[str, Any]]:
-    match row:
-        case "ingest":
-            return ingest.run(say)
-        case "window":
-            return window.run()
-        case "tick":
-            return tick.run(say)
-        case _:
-            return memory.run(say)
+@click.command()
+@click.argument("rows", nargs=-1, type=click.Choice(ROWS))
+@click.option("--write-docs", is_flag=True, help=f"Rewrite the table in {DOCS.name} (alone: from the last run).")
+def main(rows: tuple[str, ...], write_docs: bool) -> None:
+    """Measure the budgets of docs/performance.md (all ROWS, or those named). Exit code 1 when one is missed."""
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    console = Console()
+    if rows or not write_docs:
+        for name in rows or ROWS:
+            results = _measure(name, results, console)
+    console.print(_table(results))
+    if write_docs:
+        _write_docs(results)
+        console.print(f"rewrote the table in docs/{DOCS.name}")
+    missed = [r["what"] for name in rows or ROWS for r in _rows(results, name) if not _holds(r, r["at_least"])]
+    sys.exit(f"missed: {'; '.join(missed)}" if missed else 0)
 
 
-def machine() -> dict[str, Any]:
+def _measure(name: str, results: Results, console: Console) -> Results:
+    module = importlib.import_module(f"bench.{name}")
+    before = os.getloadavg()[0]
+    with console.status(name) as status:
+        tell = () if name == "window" else (lambda text: status.update(f"{name}: {text}"),)
+        rows = module.run(*tell)
+    console.print(f"{name}: done")
+    measured = {
+        "measured_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "load_before": round(before, 1),
+        "load_after": round(os.getloadavg()[0], 1),
+        "rows": [{k: _rounded(v) for k, v in row.items()} for row in rows],
+    }
+    results = {**results, "machine": _machine(), name: measured}
+    RESULTS.parent.mkdir(exist_ok=True)
+    partial = RESULTS.with_suffix(".tmp")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(RESULTS)
+    return results
+
+
+def _machine() -> dict[str, Any]:
+    """Shape, not identity."""
     return {
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "load_at_start": round(os.getloadavg()[0], 1),
+        "system": platform.system(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in LIBRARIES},
     }
 
 
-def shown(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    """What, measured, at least, aim, met."""
-    less = row.get("less_is_better", False)
-    value = row["megabytes"] if "megabytes" in row else row["ratio"]
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _rows(results: Results, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = results.get(name, {}).get("rows", [])
+    return found
+
+
+# -- presentation
+
+COLUMNS = ("what", "driftd", "against", "result", "at least", "aim")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table, in words."""
     unit = " MB" if "megabytes" in row else "x"
-    if "ours_per_s" in row:
-        measured = f"{value:.2f}x ({row['ours_per_s']:,.0f}/s against {row['theirs_per_s']:,.0f}/s)"
-    elif "ours_s" in row:
-        measured = f"{value:.2f}x ({row['ours_s'] * 1000:,.0f} ms against {row['theirs_s'] * 1000:,.0f} ms)"
-    else:
-        measured = f"{value:.0f}{unit}" if unit == " MB" else f"{value:.2f}x"
-    met = value <= row["at_least"] if less else value >= row["at_least"]
-    return row["what"], measured, f"{row['at_least']:g}{unit}", f"{row['aim']:g}{unit}", "yes" if met else "NO"
+    value = row.get("megabytes", row.get("ratio"))
+    bound = "≤ " if row.get("less_is_better") else "≥ "
+    return [
+        row["what"],
+        _amount(row, "ours", "megabytes", "last_quarter_megabytes"),
+        _amount(row, "theirs", "", "second_quarter_megabytes"),
+        _figure(value, unit) + ("" if _holds(row, row["at_least"]) else " (missed)"),
+        bound + _figure(row["at_least"], unit),
+        bound + _figure(row["aim"], unit),
+    ]
 
 
-HEAD = ("what", "measured", "at least", "aim", "met")
+def _amount(row: dict[str, Any], who: str, *megabytes: str) -> str:
+    if f"{who}_per_s" in row:
+        return f"{row[f'{who}_per_s']:,.0f}/s"
+    if f"{who}_s" in row:
+        seconds = row[f"{who}_s"]
+        return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+    return next((f"{row[key]:.0f} MB" for key in megabytes if key in row), "")
 
 
-def markdown(results: dict[str, Any]) -> str:
-    lines = [f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}\n"]
-    lines += [f"| {' | '.join(shown(r))} |\n" for name in ROWS for r in results["rows"].get(name, [])]
-    facts = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
-    return "".join(lines) + f"\nMeasured on: {facts}; the broker ran on the same machine.\n"
+def _figure(value: Any, unit: str) -> str:
+    return f"{value:.0f}{unit}" if unit == " MB" or value >= 10 else f"{value:.2f}{unit}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
-    parser.add_argument("--write-docs", action="store_true", help="rewrite the table in docs/performance.md")
-    options = parser.parse_args()
-    if unknown := sorted(set(options.rows) - set(ROWS)):
-        parser.error(f"no row {unknown[0]!r}: choose from {', '.join(ROWS)}")
-    console = Console()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-    results["machine"] = machine()
-    for row in options.rows or ROWS:
-        with console.status(row) as status:
-            results["rows"][row] = measure(row, lambda text, row=row, status=status: status.update(f"{row}: {text}"))
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    table = Table(*HEAD)
+def _holds(row: dict[str, Any], bound: float) -> bool:
+    value = row["megabytes"] if "megabytes" in row else row["ratio"]
+    return bool(value <= bound if row.get("less_is_better") else value >= bound)
+
+
+def _table(results: Results) -> Table:
+    table = Table(*COLUMNS)
     for name in ROWS:
-        for found in results["rows"].get(name, []):
-            table.add_row(*shown(found))
-    console.print(table)
-    if options.write_docs:
-        before, _, rest = DOC.read_text().partition(BEGIN)
-        DOC.write_text(f"{before}{BEGIN}\n\n{markdown(results)}\n{END}{rest.partition(END)[2]}")
+        for row in _rows(results, name):
+            colour = "green" if _holds(row, row["aim"]) else "yellow" if _holds(row, row["at_least"]) else "red"
+            what, ours, against, result, *bounds = _cells(row)
+            table.add_row(what, ours, against, f"[{colour}]{result}[/]", *bounds)
+    return table
+
+
+def _write_docs(results: Results) -> None:
+    machine = results["machine"]
+    libraries = ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(_cells(row))} |" for name in ROWS for row in _rows(results, name)]
+    runs = [
+        f"{name} {results[name]['measured_at']}, load {results[name]['load_before']} before and "
+        f"{results[name]['load_after']} after"
+        for name in ROWS
+        if name in results
+    ]
+    lines += [
+        "",
+        f"Measured on {machine['cores']} cores and {machine['memory_gib']} GiB ({machine['system']}), the broker on "
+        f"the same machine; Python {machine['python']}, {libraries}. Runs: {'; '.join(runs)}.",
+    ]
+    text = DOCS.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    DOCS.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
 
 
 if __name__ == "__main__":

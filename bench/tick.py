@@ -178,7 +178,7 @@ def _measured(start: datetime, performance: bool) -> pl.DataFrame:
         else [Measure.FEATURE_DRIFT, Measure.MISSING_SHARE, Measure.INVALID_SHARE]
     )
     found = tuple(
-        Measurement(m, 0.01, rows, **{"metric" if performance else "feature": name}) for m in measures for name in names
+        Measurement(m, 0.01, rows, *(("", name) if performance else (name, ""))) for m in measures for name in names
     )
     key = WindowKey(MODEL, VERSION, start, start + timedelta(hours=1))
     result = MeasureResult(key, performance, rows, rows, "file", found)

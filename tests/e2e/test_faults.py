@@ -19,10 +19,15 @@ from uuid import uuid4
 
 import polars as pl
 import pytest
+import tomli_w
 
-from monitor.sources import Stream
+from monitor.config import load
+from monitor.ingest import IngestPolicy, Writer
+from monitor.lake import Lake
+from monitor.metrics import Metrics
+from monitor.sources import Records, Stream
 from tests.conftest import SASL_USERS, KafkaCluster, require
-from tests.daemons import MODEL, Daemon, Daemons, kafka, until
+from tests.daemons import MODEL, Daemon, Daemons, configuration, kafka, rows, until
 from tests.e2e.test_crash import check_exactly_once, check_measured_once, drain
 from tests.fakes import FileSink, KafkaSink, Traffic
 
@@ -176,7 +181,9 @@ def test_a_broker_that_stops_under_load_costs_nothing(own_kafka: Any, daemons: D
     daemon = daemons.make(source | {"batch_wait": "1s"}).start()
     traffic = Traffic(KafkaSink(cluster.bootstrap, topics, partitions=2)).begin()
     try:
-        until("events", lambda: daemon.count("predictions") > 300)
+        until("a member of the group", lambda: daemon.logged("partitions_assigned"))
+        sent = traffic.sent
+        until("events to be read", lambda: traffic.sent > sent + 600)
         cluster.own_broker().stop()
         until("the daemon to notice", lambda: not daemon.ready()[0])
         until("two failures", lambda: len(daemon.logged("source_unavailable")) >= 2)
@@ -188,6 +195,20 @@ def test_a_broker_that_stops_under_load_costs_nothing(own_kafka: Any, daemons: D
     drain(daemon, traffic, within=120)
     check_exactly_once(daemon, traffic)
     assert daemon.ready()[0]
+
+
+def test_records_read_twice_into_one_batch_are_stored_once(tmp_path: Path) -> None:
+    """What a source delivers that began again while its first records still waited in the buffer."""
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(configuration(tmp_path / "state", {})))
+    loaded = load(tmp_path / "config.toml")
+    policy = IngestPolicy(1000, timedelta(seconds=1), timedelta(days=400), timedelta(hours=1), 2**20)
+    writer = Writer(Lake(str(tmp_path / "lake")), loaded.schemas, policy, Metrics())
+    values = [event("a"), b"poison", event("b"), event("c")]
+    first = Records(Stream.PREDICTIONS, "p", [0, 1, 2], values[:3], 3)
+    again = Records(Stream.PREDICTIONS, "p", [0, 1, 2, 3], values, 4)
+    assert writer.write([first, again]) == {"p": 4}
+    assert rows(str(tmp_path / "lake"), "predictions")["source_offset"].to_list() == [0, 2, 3]
+    assert rows(str(tmp_path / "lake"), "dead_letters", "")["source_offset"].to_list() == [1]
 
 
 # -- the disk
