@@ -41,11 +41,11 @@ def main(rows: tuple[str, ...], write_docs: bool) -> None:
     logging.getLogger("kafka").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", DeprecationWarning)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     console = Console()
     if rows or not write_docs:
         for name in rows or ROWS:
-            results = _measure(name, results, console)
+            _measure(name, console)
+    results = _kept()
     console.print(_table(results))
     if write_docs:
         _write_docs(results)
@@ -54,7 +54,13 @@ def main(rows: tuple[str, ...], write_docs: bool) -> None:
     sys.exit(f"missed: {'; '.join(missed)}" if missed else 0)
 
 
-def _measure(name: str, results: Results, console: Console) -> Results:
+def _kept() -> Results:
+    """What earlier runs found."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {name: found[name] for name in ("machine", *ROWS) if name in found}
+
+
+def _measure(name: str, console: Console) -> None:
     module = importlib.import_module(f"bench.{name}")
     before = os.getloadavg()[0]
     with console.status(name) as status:
@@ -67,12 +73,11 @@ def _measure(name: str, results: Results, console: Console) -> Results:
         "load_after": round(os.getloadavg()[0], 1),
         "rows": [{k: _rounded(v) for k, v in row.items()} for row in rows],
     }
-    results = {**results, "machine": _machine(), name: measured}
+    results = {**_kept(), "machine": _machine(), name: measured}
     RESULTS.parent.mkdir(exist_ok=True)
     partial = RESULTS.with_suffix(".tmp")
     partial.write_text(json.dumps(results, indent=1) + "\n")
     partial.replace(RESULTS)
-    return results
 
 
 def _machine() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from uuid import uuid4
 from bench.kafka import broker, topic_of
 from bench.say import Say, quietly
 
-EVENTS, ROUNDS = 1_000_000, 5
+EVENTS, ROUNDS = 500_000, 3
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300.0
 
@@ -78,13 +78,15 @@ def _settings(bootstrap: str, topic: str) -> Any:
 
 def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     """The least that a Python consumer can do: poll, and count."""
-    from kafka import KafkaConsumer
+    from kafka import KafkaConsumer, TopicPartition
 
+    from bench.kafka import PARTITIONS
     from monitor.sections import SourceConfig
     from monitor.sources.kafka import _options
 
-    options = _options(_settings(bootstrap, topic)) | {"auto_offset_reset": "earliest"}
-    consumer = KafkaConsumer(topic, **options)
+    options = _options(_settings(bootstrap, topic)) | {"auto_offset_reset": "earliest", "group_id": None}
+    consumer = KafkaConsumer(**options)
+    consumer.assign([TopicPartition(topic, n) for n in range(PARTITIONS)])  # not even a group to be a member of
     at_once = SourceConfig().batch_rows
     seen, clock = 0, _Clock()
     while seen < count:

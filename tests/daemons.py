@@ -34,8 +34,13 @@ class NotYet(AssertionError):
     """A deadline passed; the text says what was waited for and what there was instead."""
 
 
+PATIENCE = 3.0
+"""Deadlines are for a quiet machine; a busy one gets this many times as long."""
+
+
 def until(what: str, look: Callable[[], T], within: float = 60.0, every: float = 0.05) -> T:
     """Look again and again until the answer is true. Returns it. Raises NotYet with the last answer."""
+    within *= PATIENCE
     deadline = time.monotonic() + within
     while not (seen := look()):
         if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ from monitor.sources.files import FileSettings, FileSource
 from monitor.sources.kafka import KafkaSettings, KafkaSource
 from tests.conftest import KafkaCluster
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class World(Protocol):

@@ -113,7 +113,7 @@ def check_measured_once(daemon: Daemon) -> None:
         assert all(a["after"] == b["before"] for a, b in pairwise(mine)), mine
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_twenty_kills_under_load_from_kafka_lose_and_double_nothing(
     kafka_broker: KafkaCluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -141,7 +141,7 @@ def test_twenty_kills_under_load_from_kafka_lose_and_double_nothing(
         assert daemon.stop()[0] == 0
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_five_kills_under_load_from_files_lose_and_double_nothing(tmp_path: Path) -> None:
     with Daemons(tmp_path) as daemons:
         daemon = daemons.make({"kind": "files"})

@@ -31,7 +31,7 @@ def owned(daemon: Daemon) -> set[str]:
     return held
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_frozen_and_a_killed_replica_lose_and_double_nothing(kafka_broker: KafkaCluster, tmp_path: Path) -> None:
     topics = {Stream.PREDICTIONS: kafka_broker.create_topic(4), Stream.LABELS: kafka_broker.create_topic(2)}
     everything = {f"{topics[Stream.PREDICTIONS]}/{n}" for n in range(4)}
