@@ -114,7 +114,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["what"],
         _amount(row, "ours", "megabytes", "last_quarter_megabytes"),
         _amount(row, "theirs", "", "second_quarter_megabytes"),
-        _figure(value, unit) + ("" if _holds(row, row["at_least"]) else " (missed)"),
+        _figure(value, unit) + _spread(row) + ("" if _holds(row, row["at_least"]) else ", missed"),
         bound + _figure(row["at_least"], unit),
         bound + _figure(row["aim"], unit),
     ]
@@ -127,6 +127,12 @@ def _amount(row: dict[str, Any], who: str, *megabytes: str) -> str:
         seconds = row[f"{who}_s"]
         return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
     return next((f"{row[key]:.0f} MB" for key in megabytes if key in row), "")
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """The rounds' extremes: wide apart, the machine was busy with something else and the result says little."""
+    rounds = row.get("ratios", ())
+    return f" ({min(rounds):.2f} to {max(rounds):.2f})" if rounds else ""
 
 
 def _figure(value: Any, unit: str) -> str:

@@ -74,11 +74,13 @@ def _taken(worlds: list[_World], say: Say) -> dict[int, list[Taken]]:
 
 def _row(name: str, taken: dict[int, list[Taken]], odd: int, worlds: list[_World]) -> dict[str, Any]:
     few, many = (taken[world.days][odd::2] for world in worlds)
+    ratios = [m.seconds / f.seconds for m, f in zip(many, few, strict=True)]
     return {
         "what": f"{name}: {worlds[1].days} days stored against {worlds[0].days}, {NEW_ROWS:,} new of each",
         "ours_s": median(t.seconds for t in many),
         "theirs_s": median(t.seconds for t in few),
-        "ratio": median(m.seconds / f.seconds for m, f in zip(many, few, strict=True)),
+        "ratio": median(ratios),
+        "ratios": [round(each, 3) for each in ratios],
         "cpu_ratio": median(m.cpu_seconds / f.cpu_seconds for m, f in zip(many, few, strict=True)),
         "at_least": 1.2,
         "aim": 1.0,
