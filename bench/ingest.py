@@ -100,7 +100,10 @@ def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
 
 
 def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
-    """The daemon's own ingest, as `monitor.daemon.build` wires it, until all of it is committed."""
+    """The daemon's own ingest, as `monitor.build` wires it, until all of it is committed."""
+    from monitor.runtime import tune_process
+
+    tune_process()
     from bench.events import MODEL, SCHEMA
     from monitor.ingest import Ingest, IngestPolicy, Writer
     from monitor.lake import Lake

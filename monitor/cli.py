@@ -7,6 +7,7 @@ called.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -88,8 +89,12 @@ def _with_config(command: Callable[..., R]) -> Callable[..., R]:
 @click.pass_context
 def run(ctx: click.Context) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
+    from monitor.runtime import tune_process
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    tune_process()
+    from monitor.build import build
     from monitor.config import load
-    from monitor.daemon import build
     from monitor.logs import configure_logs
 
     loaded = load(ctx.obj)

@@ -1,4 +1,4 @@
-"""The running daemon: everything wired by `build`, then poll, tick, supervise, until told to stop.
+"""The running daemon: everything wired by `monitor.build`, then poll, tick, supervise, until told to stop.
 
 Invariant: constructed means usable; a signal only sets an event. A bug in any loop ends the process with a traceback
 and without committing, so that the next start repeats what was not durable.
@@ -6,17 +6,12 @@ and without committing, so that the next start repeats what was not durable.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version as distribution_version
@@ -29,74 +24,35 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from monitor.actions import Actions
 from monitor.config import LoadedConfig, load
-from monitor.errors import ConfigError, StateLocked, TransientError
+from monitor.errors import ConfigError, TransientError
 from monitor.evaluator import ModelEvaluator
-from monitor.events import empty_frame
-from monitor.ingest import Ingest, IngestPolicy, Writer
+from monitor.ingest import Ingest
 from monitor.lake import Lake, Table, day
 from monitor.ledger import Ledger
-from monitor.measure.reports import ReportTask, clean_reports, make_report
-from monitor.measurement import WindowKey
+from monitor.measure.reports import clean_reports
 from monitor.metrics import Metrics
-from monitor.operate import request_retrain
-from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
+from monitor.plan import ModelPlan, plans
 from monitor.sections import Config
-from monitor.sources import Stream
-from monitor.sources.build import build_source
-from monitor.status import model_status
-from monitor.supervisor import SpecOf, Supervisor, job_history
+from monitor.state_folder import StateFolder
+from monitor.supervisor import Supervisor
 from monitor.triggers import Cause
-from monitor.web.app import WebActions, build_app
+from monitor.web.app import build_app
 from monitor.workers import Workers
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.spec import JobSpec
-from retrain.store import Job, Store, open_store
+from retrain.request import TriggerKind
+from retrain.store import Store
 
 log = structlog.get_logger()
 
 EXIT_WITHIN = 9.5
 """Seconds after which a stop is forced; the lake makes that safe."""
 LEASE = timedelta(seconds=30)
-_ALIVE_WITHIN = 120.0
-
-
-class StateFolder:
-    """The daemon's own folder, locked so that a second daemon is refused."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / "lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            raise StateLocked(
-                f"{path} is in use by another driftd (process {holder}): stop it, or give this one its own daemon.state"
-            ) from exc
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-        self.holder = self._holder()
-
-    def _holder(self) -> str:
-        """A name that stays over restarts: killed, the next daemon of this folder need not wait for its own lease."""
-        path = self.path / "replica"
-        name = path.read_text().strip() if path.exists() else ""
-        if not name:
-            name = uuid.uuid4().hex
-            path.write_text(name)
-        return f"{socket.gethostname()}:{name}"
-
-    def release(self) -> None:
-        self._lock.close()
 
 
 @dataclass(slots=True)
 class Daemon:
-    """Use `build`. `run` returns the exit code."""
+    """Made by `monitor.build`. `run` returns the exit code."""
 
     loaded: LoadedConfig
     config_path: Path | None
@@ -108,10 +64,10 @@ class Daemon:
     reporters: Workers
     metrics: Metrics
     ingest: Ingest
+    evaluator_for: Callable[[ModelPlan], ModelEvaluator]
     evaluators: dict[str, ModelEvaluator]
     supervisor: Supervisor
     listener: socket.socket
-    holder: str
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -188,22 +144,22 @@ class Daemon:
         now = datetime.now(UTC)
         started = time.monotonic()
         try:
-            leads = self.ledger.lead("evaluator", self.holder, now, now + LEASE)
+            leads = self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
             self.leads = leads
             self.metrics.leader.set(float(leads))
             if leads:
                 for evaluator in list(self.evaluators.values()):
                     while evaluator.tick(datetime.now(UTC)) and not self.stop.is_set():
-                        self.ledger.lead("evaluator", self.holder, datetime.now(UTC), datetime.now(UTC) + LEASE)
+                        self.ledger.lead("evaluator", self.folder.holder, datetime.now(UTC), datetime.now(UTC) + LEASE)
         except TransientError as exc:
             if self.stop.is_set():
                 return
             self.metrics.ticks.labels("failed").inc()
-            self.metrics.ready.labels("evaluation").set(0)
+            self.metrics.ready.bad("evaluation", str(exc))
             log.warning("tick_failed", detail=str(exc))
             return
         self.metrics.ticks.labels("ok").inc()
-        self.metrics.ready.labels("evaluation").set(1)
+        self.metrics.ready.good("evaluation")
         self.metrics.tick_seconds.observe(time.monotonic() - started)
         self.metrics.ticked_at.set_to_current_time()
         self.ticked_at = time.monotonic()
@@ -213,17 +169,17 @@ class Daemon:
         now = datetime.now(UTC)
         try:
             if self.leads:
-                self.ledger.lead("evaluator", self.holder, now, now + LEASE)
+                self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
             self.supervisor.supervise(now)
-            self.metrics.ready.labels("control").set(1)
+            self.metrics.ready.good("control")
         except TransientError as exc:
-            self.metrics.ready.labels("control").set(0)
+            self.metrics.ready.bad("control", str(exc))
             log.warning("supervision_failed", detail=str(exc))
 
     def maintain(self) -> None:
         """Compact, expire and vacuum the lake; drop old reports."""
         now = datetime.now(UTC)
-        if not self.ledger.lead("evaluator", self.holder, now, now + LEASE):
+        if not self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE):
             return
         lake, config = self.lake.clone(), self.config.lake
         keep_since = day(now - config.retention)
@@ -236,7 +192,7 @@ class Daemon:
             self.metrics.maintenance.labels("failed").inc()
             log.warning("maintenance_failed", detail=str(exc))
             return
-        clean_reports(self.reports, now - self.config.daemon.report_retention)
+        clean_reports(self.folder.reports, now - self.config.daemon.report_retention)
         self.metrics.maintenance.labels("ok").inc()
 
     def on_schedule(self, model: str) -> None:
@@ -271,11 +227,18 @@ class Daemon:
     def _resign(self) -> None:
         self.leads = False
         try:
-            self.ledger.resign("evaluator", self.holder)
+            self.ledger.resign("evaluator", self.folder.holder)
         except TransientError as exc:
             log.warning("lease_kept", detail=str(exc))
 
     # -- reload
+
+    def declare(self) -> None:
+        """Let every series of the configuration in force exist."""
+        rules = {m: e.plan.rules for m, e in self.evaluators.items()}
+        self.metrics.declare(distribution_version("driftd"), rules)
+        self.metrics.config_info.clear()
+        self.metrics.config_info.labels(self.config.digest()).set(1)
 
     def _reload(self) -> None:
         if self.config_path is None:
@@ -297,203 +260,23 @@ class Daemon:
         for model, plan in plans(loaded).items():
             evaluator = self.evaluators[model]
             if plan != evaluator.plan:
-                self.evaluators[model] = _evaluator(self, plan)
+                self.evaluators[model] = self.evaluator_for(plan)
         if self.scheduler is not None:
             self._schedule_retrains(self.scheduler)
-        _declare(self)
+        self.declare()
         self.metrics.config_reloads.labels("ok").inc()
         self.metrics.config_ok.set(1)
         log.info("config_reloaded", digest=self.config.digest())
 
-    # -- what the HTTP port asks for
-
-    @property
-    def reports(self) -> Path:
-        return self.folder.path / "reports"
-
-    def actions(self) -> WebActions:
-        return WebActions(
-            alive=self._alive,
-            ready=self._ready,
-            status=lambda: {"models": {m: model_status(m, self.ledger, self.store) for m in self.evaluators}},
-            retrain=self._retrain,
-            approve=lambda job, actor: self.store.approve(job, actor, datetime.now(UTC)),
-            reject=lambda job, actor, reason: self._command("reject", job, "--actor", actor, "--reason", reason),
-            rollback=self._rollback,
-        )
-
-    def _alive(self) -> str:
-        silent = time.monotonic() - self.ingest.polled_at
-        return f"the source was last polled {silent:.0f} s ago" if silent > _ALIVE_WITHIN else ""
-
-    def _ready(self) -> dict[str, str]:
-        components = ("source", "lake", "control", "evaluation")
-        sample = self.metrics.registry.get_sample_value
-        values = {c: sample("driftd_ready", {"component": c}) for c in components}
-        return {c: "" if v == 1 else "unavailable: see the log" for c, v in values.items()}
-
-    def _retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]:
-        if model not in self.evaluators:
-            raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(self.evaluators))}")
-        now = datetime.now(UTC)
-        decision = request_retrain(self.loaded, self.ledger, self.store, model, actor, reason, now)
-        return {"job": decision.request.id if decision.request else None, "decision": decision.to_words()}
-
-    def _rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]:
-        self._command("rollback", model, "--actor", actor, "--reason", reason)
-        return {"rolled_back": model}
-
-    def _command(self, *arguments: str) -> None:
-        """Run a driftd command apart: it needs MLflow, which the daemon does not load."""
-        config = ["--config", str(self.config_path)] if self.config_path else []
-        done = subprocess.run(
-            [sys.executable, "-m", "monitor.cli", *config, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise ValueError(done.stderr.strip() or done.stdout.strip())
-
 
 _FIXED = ("daemon", "http", "lake", "source", "mlflow")
-
-
-def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
-    """Wire a daemon. Raises StateLocked, ConfigError (port in use, schedule) before anything runs."""
-    config = loaded.config
-    folder = StateFolder(config.state)
-    metrics = Metrics()
-    lake = Lake(config.lake_uri, config.storage_options())
-    metrics.ready.labels("lake").set(float(_check_tables(loaded, lake)))
-    store = open_store(config.control_url)
-    ledger = Ledger(store.engine)
-    ledger.create()
-    policy = IngestPolicy(
-        config.source.batch_rows,
-        config.source.batch_wait,
-        config.source.max_age,
-        config.source.max_future,
-        config.source.max_bytes,
-    )
-    writer = Writer(lake.clone(), loaded.schemas, policy, metrics)
-    daemon = Daemon(
-        loaded=loaded,
-        config_path=config_path,
-        folder=folder,
-        lake=lake,
-        ledger=ledger,
-        store=store,
-        workers=Workers(config.daemon.measure_workers),
-        reporters=Workers(1),  # a report takes seconds: windows must not wait for it
-        metrics=metrics,
-        ingest=Ingest(build_source(config, metrics), writer, policy, metrics),
-        evaluators={},
-        supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
-        listener=_listen(config.http.host, config.http.port),
-        holder=folder.holder,
-        stop=threading.Event(),
-        reload=threading.Event(),
-    )
-    daemon.evaluators = {model: _evaluator(daemon, plan) for model, plan in plans(loaded).items()}
-    _declare(daemon)
-    return daemon
-
-
-def _check_tables(loaded: LoadedConfig, lake: Lake) -> bool:
-    """False when the lake is away. A feature that changed its kind does not fit what is stored: ConfigError."""
-    problems = []
-    for model, schema in loaded.schemas.items():
-        for stream, table in ((Stream.PREDICTIONS, Table.PREDICTIONS), (Stream.LABELS, Table.LABELS)):
-            try:
-                found = lake.mismatches(table, model, empty_frame(stream, schema))
-            except TransientError as exc:
-                log.warning("lake_unavailable", detail=str(exc))
-                return False
-            problems += [f"{loaded.path}: models.{model}: {text}: give it a new name" for text in found]
-    if problems:
-        raise ConfigError(problems)
-    return True
-
-
-def _evaluator(daemon: Daemon, plan: ModelPlan) -> ModelEvaluator:
-    def on_breach(rule: str, key: WindowKey) -> None:
-        task = ReportTask(daemon.lake.uri, daemon.lake.options, plan, key, str(daemon.reports))
-        daemon.reporters.submit(make_report, task).add_done_callback(lambda done: _log_report(key, done))
-
-    return ModelEvaluator(
-        plan,
-        daemon.lake.clone(),
-        daemon.ledger,
-        daemon.workers,
-        daemon.metrics,
-        lambda model, since, now: job_history(daemon.store, model, since, now),
-        on_breach,
-    )
-
-
-def _log_report(key: WindowKey, done: Future[str | None]) -> None:
-    if not done.cancelled() and (problem := done.exception()) is not None:
-        log.warning("report_failed", model=key.model, window_end=key.end.isoformat(), detail=str(problem))
-
-
-def _supervisor(
-    config: Config, spec_of: SpecOf, ledger: Ledger, store: Store, lake: Lake, metrics: Metrics
-) -> Supervisor:
-    watching = lake.clone()
-
-    def watch_due(job: Job) -> bool:
-        rows = watching.count_outcomes(job.model, str(job.result.get("version", "")))
-        return rows >= job.spec.config.watch_rows
-
-    return Supervisor(
-        ledger,
-        store,
-        spec_of,
-        watch_due,
-        config.control_url,
-        job_environment(config),
-        config.state.absolute() / "jobs" / "logs",
-        metrics,
-    )
-
-
-def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
-    """Everything a job needs, from the configuration in force. Raises KeyError for an unknown model."""
-    config, plan = loaded.config, plans(loaded)[request.model]
-    return JobSpec(
-        request=request,
-        schema=plan.schema,
-        outcomes_uri=Lake(config.lake_uri).table_uri(Table.OUTCOMES, request.model),
-        tracking_uri=config.tracking_uri,
-        registered_model=plan.registered_model,
-        work_dir=str(config.state.absolute() / "jobs"),
-        config=plan.retrain,
-        storage_options=tuple(sorted(job_storage_options(config).items())),
-    )
-
-
-def _declare(daemon: Daemon) -> None:
-    rules: Mapping[str, Any] = {m: e.plan.rules for m, e in daemon.evaluators.items()}
-    daemon.metrics.declare(distribution_version("driftd"), rules)
-    daemon.metrics.config_info.clear()
-    daemon.metrics.config_info.labels(daemon.config.digest()).set(1)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as exc:
-        reason = str(exc.strerror).partition(" (while ")[0]  # the rest repeats the address
-        raise ConfigError([f"http: cannot listen on {host}:{port}: {reason}: choose another http.port"]) from exc
 
 
 def _serve(daemon: Daemon) -> Any:
     import uvicorn
 
     token = daemon.config.http.token
-    app = build_app(daemon.metrics, daemon.actions(), daemon.reports, token.reveal() if token else None)
+    app = build_app(daemon.metrics, Actions(daemon), daemon.folder.reports, token.reveal() if token else None)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [daemon.listener]}, name="http", daemon=True).start()
     return server

@@ -1,6 +1,6 @@
 """Errors by who must act: a `TransientError` is nobody's fault and is retried with back-off by the shell.
 
-A `ConfigError` is the operator's, a `monitor.events.Rejected` the producer's; anything else is a bug.
+A `ConfigError` is the operator's, a `monitor.rejects.Rejected` the producer's; anything else is a bug.
 """
 
 from __future__ import annotations

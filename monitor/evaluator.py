@@ -7,25 +7,26 @@ begins, so a kill between any two loses and doubles nothing. The first to commit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import structlog
 
 from monitor.errors import TransientError
-from monitor.lake import Conflict, HistoryGone, Lake, Table, collect, day
-from monitor.ledger import Ledger, Round, RuleRecord, firing
+from monitor.judging import Records, RuleRecord, firing, judge_windows
+from monitor.lake import Conflict, HistoryGone, Lake, Table, collect
+from monitor.ledger import Ledger, Round
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup, measure
-from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.measurement import Measure, WindowKey
+from monitor.measurement_table import to_rows, windows_in
 from monitor.metrics import Metrics
 from monitor.outcomes import ROWS, OutcomeWriter
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
-from monitor.rules import Action, Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
+from monitor.rules import Action, Phase, Transition, Verdict
 from monitor.triggers import Cause, JobHistory, Suppressed, decide, request_id
 from monitor.workers import Workers
 from retrain.request import RetrainRequest, TriggerKind
@@ -129,7 +130,7 @@ class ModelEvaluator:
         for result in results:
             kind = PERFORMANCE if result.performance else DRIFT
             final = self.progress.measured(result.key, kind, result.rows, result.labelled)
-            rows.append(_measurement_rows(result, kind, final, now))
+            rows.append(to_rows(result, kind, final, now))
             self._log(result, kind, final)
         before, after = {"sequence": self.progress.sequence}, {"sequence": self.progress.sequence + 1}
         try:
@@ -184,7 +185,11 @@ class ModelEvaluator:
         model = self.plan.model
         before = self._ledger.cursor(model)
         newest = self._lake.version(Table.MEASUREMENTS, model)
-        if newest <= before:
+        if newest < before:
+            raise TransientError(lake_replaced(self._lake.table_uri(Table.MEASUREMENTS, model), newest, before))
+        if not self._exported:
+            self._ledger.keep_rules(model, [r.name for r in self.plan.rules])
+        if newest == before:
             if not self._exported:  # a restart must not look as if every rule had resolved
                 self._export(self._ledger.rule_records(model))
             return
@@ -193,61 +198,22 @@ class ModelEvaluator:
         except HistoryGone:
             lazy = self._lake.scan(Table.MEASUREMENTS, model)
             rows = collect(lazy) if lazy is not None else None
-        records = self._ledger.rule_records(model)
-        transitions: list[tuple[str, Transition, WindowKey]] = []
-        changed: set[tuple[str, str]] = set()
-        for key, measurements in _windows_in(rows, model):
-            for rule in self.plan.rules:
-                at = (key.version, rule.name)
-                record, transition = self._apply(rule, records.get(at), key, measurements, now)
-                if record is not None:
-                    records[at] = record
-                    changed.add(at)
-                if transition is not None:
-                    transitions.append((key.version, transition, key))
-        retired = self._retired({version for version, _ in records})
+        judged = judge_windows(
+            self.plan.rules, self.plan.min_rows, self._ledger.rule_records(model), windows_in(rows, model), now
+        )
+        retired = self._retired({version for version, _ in judged.records})
         done = Round(
             model=model,
             before=before,
             cursor=newest,
-            records=[records[at] for at in sorted(changed) if at[0] not in retired],
-            transitions=[(v, t) for v, t, _ in transitions],
+            records=[judged.records[at] for at in judged.changed if at[0] not in retired],
+            transitions=[(key.version, t) for t, key in judged.transitions],
             retired=retired,
         )
         self._ledger.record(done, now)
-        self._announce(transitions)
-        self._export({at: r for at, r in records.items() if at[0] not in retired})
+        self._announce(judged.transitions)
+        self._export({at: r for at, r in judged.records.items() if at[0] not in retired})
         self._metrics.measurements.retire(model, set(self.progress.versions()) - set(retired))
-
-    def _apply(
-        self,
-        rule: Rule,
-        record: RuleRecord | None,
-        key: WindowKey,
-        measurements: Sequence[Measurement],
-        now: datetime,
-    ) -> tuple[RuleRecord | None, Transition | None]:
-        if not any(m.measure is rule.measure for m in measurements):
-            return None, None
-        floor = 0 if rule.measure in (Measure.VOLUME, Measure.LABEL_COVERAGE) else self.plan.min_rows
-        enough = [m if m.rows >= floor else _too_few(m, floor) for m in measurements]
-        judged = judge(rule, enough)
-        old = record or RuleRecord(key.version, rule.name, RuleState(), 0, Verdict.UNDECIDED, None, "")
-        state, transition = step(rule, old.state, judged, key.end)
-        decided = judged.verdict is not Verdict.UNDECIDED and state is not old.state
-        since = old.firing_since
-        if transition is not None:
-            since = now if transition.after is Phase.FIRING else None
-        updated = replace(
-            old,
-            state=state,
-            judged=old.judged + decided,
-            verdict=judged.verdict,
-            value=judged.worst.value if judged.worst else None,
-            reason=explain(rule, judged),
-            firing_since=since,
-        )
-        return updated, transition
 
     def _retired(self, stored: set[str]) -> list[str]:
         """Versions that no window speaks of any more: superseded by a newer one for longer than labels take."""
@@ -259,19 +225,19 @@ class ModelEvaluator:
         pending = {k.version for k in self.progress.windows}
         return sorted(v for v in stored if v not in pending and (v not in versions or newest - versions[v] > grace))
 
-    def _announce(self, transitions: Iterable[tuple[str, Transition, WindowKey]]) -> None:
+    def _announce(self, transitions: Iterable[tuple[Transition, WindowKey]]) -> None:
         severities = {r.name: r.severity.value for r in self.plan.rules}
-        for version, t, key in transitions:
+        for t, key in transitions:
             event = "rule_fired" if t.after is Phase.FIRING else "rule_changed"
             log.info(
-                event, model=self.plan.model, version=version, rule=t.rule, phase=t.after.value,
+                event, model=self.plan.model, version=key.version, rule=t.rule, phase=t.after.value,
                 window_end=t.at.isoformat(), reason=t.reason,
             )  # fmt: skip
             if t.after is Phase.FIRING:
                 self._metrics.rules_fired.labels(self.plan.model, t.rule, severities[t.rule]).inc()
                 self._on_breach(t.rule, key)
 
-    def _export(self, records: Mapping[tuple[str, str], RuleRecord]) -> None:
+    def _export(self, records: Records) -> None:
         """A rule's phase over all live versions: the most alarmed one counts."""
         order = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
         for rule in self.plan.rules:
@@ -361,71 +327,12 @@ class ModelEvaluator:
         return self._lake.position(Table.OUTCOMES, self.plan.model, ROWS) or 0
 
 
+def lake_replaced(table: str, version: int, judged: int) -> str:
+    """Said when the control database remembers more of a table than there is."""
+    return (
+        f"{table} is at version {version}, but version {judged} has been judged: is the right lake mounted? "
+        "To start over with an empty lake, give daemon.control_url (default: in daemon.state) a new database too"
+    )
+
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
-
-
-def _too_few(m: Measurement, floor: int) -> Measurement:
-    return replace(m, value=None, drifted=None, reason=f"{m.rows} rows, fewer than min_rows = {floor}")
-
-
-_SCHEMA: dict[str, Any] = {
-    "model_version": pl.String,
-    "window_start": pl.Datetime("us", "UTC"),
-    "window_end": pl.Datetime("us", "UTC"),
-    "date": pl.String,
-    "kind": pl.String,
-    "final": pl.Boolean,
-    "measured_at": pl.Datetime("us", "UTC"),
-    "window_rows": pl.Int64,
-    "labelled": pl.Int64,
-    "coverage": pl.Float64,
-    "reference": pl.String,
-    "measure": pl.String,
-    "feature": pl.String,
-    "metric": pl.String,
-    "segment": pl.String,
-    "value": pl.Float64,
-    "rows": pl.Int64,
-    "method": pl.String,
-    "threshold": pl.Float64,
-    "drifted": pl.Boolean,
-    "reason": pl.String,
-}
-
-
-def _measurement_rows(result: MeasureResult, kind: str, final: bool, now: datetime) -> pl.DataFrame:
-    key = result.key
-    coverage = min(1.0, result.labelled / result.rows) if result.rows else 0.0
-    window = (
-        key.version, key.start, key.end, day(key.start), kind, final, now,
-        result.rows, result.labelled, coverage, result.reference,
-    )  # fmt: skip
-    return pl.DataFrame(
-        [
-            (
-                *window, m.measure.value, m.feature, m.metric, m.segment, m.value, m.rows, m.method,
-                m.threshold, m.drifted, m.reason,
-            )
-            for m in result.measurements
-        ],
-        schema=_SCHEMA,
-        orient="row",
-    )  # fmt: skip
-
-
-def _windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowKey, list[Measurement]]]:
-    """Measured windows that rules may act on, in event-time order; provisional performance is left out."""
-    if rows is None:
-        return
-    acting = rows.filter((pl.col("kind") == DRIFT) | pl.col("final")).sort("window_end", "kind", "model_version")
-    keys = ["model_version", "window_start", "window_end", "kind"]
-    for (version, start, end, _kind), part in acting.group_by(keys, maintain_order=True):
-        yield (
-            WindowKey(model, str(version), start, end),
-            [_measurement(r) for r in part.iter_rows(named=True)],
-        )
-
-
-def _measurement(row: dict[str, object]) -> Measurement:
-    fields = ("rows", "feature", "metric", "segment", "method", "value", "threshold", "drifted", "reason")
-    return Measurement(measure=Measure(str(row["measure"])), **{f: row[f] for f in fields})  # type: ignore[arg-type]

@@ -7,16 +7,12 @@ Whole batches are parsed at once; only the neighbourhood of a bad record is look
 from __future__ import annotations
 
 import io
-import json
-import math
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from enum import StrEnum
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -24,6 +20,9 @@ import numpy as np
 import orjson
 import polars as pl
 
+from monitor import tolerant
+from monitor.event_columns import UTC_US, lake_columns, read_time, wire_schema
+from monitor.rejects import Rejected, RejectReason
 from monitor.sources import Records, Stream
 from retrain.schema import FeatureKind, ModelSchema, Task
 
@@ -32,40 +31,12 @@ LEAF = 64
 SAMPLE_EVERY = 64
 """One record in this many is looked at for fields that the contract does not know."""
 
-_UTC_US = pl.Datetime("us", "UTC")
 _PANICS: tuple[type[BaseException], ...] = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]))"
 )
 """Half a character: the fast parser turns it into something else without saying so."""
-
-
-class RejectReason(StrEnum):
-    EMPTY = "empty"
-    TOO_LARGE = "too_large"
-    NOT_JSON = "not_json"
-    NOT_AN_OBJECT = "not_an_object"
-    NO_ID = "no_id"
-    NO_MODEL = "no_model"
-    UNKNOWN_MODEL = "unknown_model"
-    NO_TIMESTAMP = "no_timestamp"
-    TOO_OLD = "too_old"
-    IN_FUTURE = "in_future"
-    NO_PREDICTION = "no_prediction"
-    NO_LABEL = "no_label"
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A record that is no event, kept with its payload and origin as a dead letter."""
-
-    stream: Stream
-    partition: str
-    offset: int
-    reason: RejectReason
-    detail: str
-    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +104,7 @@ def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, Mod
         frame = _typed(batch, members, schema)
         frame = _check(batch, frame, schema, limits)
         if frame.height:
-            frames[model] = _lake_columns(batch, frame, schema)
+            frames[model] = _lake_frame(batch, frame, schema)
             unknown[model] += _unknown_fields(batch, frame["row"].gather_every(SAMPLE_EVERY).to_list(), schema)
     return Decoded(frames, batch.rejected, unknown)
 
@@ -141,10 +112,10 @@ def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, Mod
 def empty_frame(stream: Stream, schema: ModelSchema) -> pl.DataFrame:
     """No rows, all lake columns: the table schema of `stream`."""
     batch = _Batch(stream)
-    wire = _wire_schema(stream, schema)
+    wire = wire_schema(stream, schema)
     frame = pl.DataFrame(schema={**wire, "row": pl.UInt32, "invalid_features": pl.List(pl.String)})
-    never = pl.lit(None, dtype=_UTC_US)
-    return _lake_columns(batch, frame.with_columns(at=never, prediction_at=never), schema)
+    never = pl.lit(None, dtype=UTC_US)
+    return _lake_frame(batch, frame.with_columns(at=never, prediction_at=never), schema)
 
 
 def _gather(stream: Stream, records: Sequence[Records]) -> _Batch:
@@ -178,7 +149,7 @@ def _route(batch: _Batch, rows: Sequence[int], schemas: Mapping[str, ModelSchema
         return {next(iter(schemas)): rows}
     wire = {"model": pl.String}
     odd = _spelled_out([pl.col("model")])
-    parts = _settled(batch, rows, wire, lambda obj: ({"model": _text(obj.get("model"))}, []), odd)
+    parts = _settled(batch, rows, wire, lambda obj: ({"model": tolerant.text(obj.get("model"))}, []), odd)
     if not parts:
         return {}
     frame = pl.concat(parts).sort("row")
@@ -200,34 +171,11 @@ def _reject_model(batch: _Batch, rows: list[int], model: object) -> None:
             batch.reject(row, RejectReason.UNKNOWN_MODEL, f"{str(model)[:80]!r} is not in the configuration")
 
 
-def _wire_schema(stream: Stream, schema: ModelSchema) -> dict[str, Any]:
-    """Polars types of the JSON contract. A String column takes any scalar and spells it canonically."""
-    outcome = pl.Float64 if schema.task is Task.REGRESSION else pl.String
-    common = {"prediction_id": pl.String, "model": pl.String, "ts": pl.String}
-    if stream is Stream.LABELS:
-        return {**common, "label": outcome, "prediction_ts": pl.String}
-    kinds = {FeatureKind.NUMBER: pl.Float64, FeatureKind.CATEGORY: pl.String, FeatureKind.BOOL: pl.Boolean}
-    wire = {
-        **common,
-        "model_version": pl.String,
-        "features": pl.Struct({f.name: kinds[f.kind] for f in schema.features}),
-        "prediction": outcome,
-        "latency_ms": pl.Float64,
-    }
-    if schema.task is Task.BINARY:
-        wire["score"] = pl.Float64
-    elif schema.task is Task.MULTICLASS:
-        wire["score"] = pl.Struct(dict.fromkeys(schema.classes, pl.Float64))
-    if schema.segments:
-        wire["segment"] = pl.Struct(dict.fromkeys(schema.segments, pl.String))
-    return wire
-
-
 def _typed(batch: _Batch, rows: Sequence[int], schema: ModelSchema) -> pl.DataFrame:
-    wire = _wire_schema(batch.stream, schema)
+    wire = wire_schema(batch.stream, schema)
 
     def canonical(obj: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        return _canonical(obj, batch.stream, schema)
+        return tolerant.read_event(obj, batch.stream, schema)
 
     parts = _settled(batch, rows, wire, canonical, _suspicious(batch.stream, schema))
     if not parts:
@@ -328,8 +276,8 @@ def _one_by_one(
 
 
 def _load(batch: _Batch, row: int) -> dict[str, Any] | None:
-    try:  # not orjson: this takes NaN and Infinity, which many producers write, and long integers as they are
-        obj = json.loads(batch.lines[row].decode("utf-8"), object_pairs_hook=_first_wins)
+    try:
+        obj = tolerant.load(batch.lines[row])
     except (ValueError, RecursionError) as exc:
         batch.reject(row, RejectReason.NOT_JSON, str(exc)[:200])
         return None
@@ -337,101 +285,6 @@ def _load(batch: _Batch, row: int) -> dict[str, Any] | None:
         batch.reject(row, RejectReason.NOT_AN_OBJECT, f"a JSON {type(obj).__name__}")
         return None
     return obj
-
-
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A name given twice has its first value, as for the typed parser."""
-    return dict(reversed(pairs))
-
-
-def _canonical(obj: dict[str, Any], stream: Stream, schema: ModelSchema) -> tuple[dict[str, Any], list[str]]:
-    """The same event in the strict shape the typed parser takes, and the names of its broken features."""
-    clean: dict[str, Any] = {k: _text(obj.get(k)) for k in ("prediction_id", "model", "ts")}
-    outcome = "prediction" if stream is Stream.PREDICTIONS else "label"
-    value = obj.get(outcome)
-    clean[outcome] = _number(value) if schema.task is Task.REGRESSION else _text(value)
-    if stream is Stream.LABELS:
-        clean["prediction_ts"] = _text(obj.get("prediction_ts"))
-        return clean, []
-    clean["model_version"] = _text(obj.get("model_version"))
-    clean["latency_ms"] = _number(obj.get("latency_ms"))
-    clean["score"] = _score(obj.get("score"), schema)
-    segment = obj.get("segment")
-    if isinstance(segment, dict):
-        clean["segment"] = {s: _text(segment.get(s)) for s in schema.segments}
-    given = obj.get("features")
-    values = given if isinstance(given, dict) else {}
-    features, broken = {}, []
-    for feature in schema.features:
-        raw = values.get(feature.name)
-        clean_value = _feature(raw, feature.kind)
-        features[feature.name] = clean_value
-        if raw is not None and clean_value is None:
-            broken.append(feature.name)
-    if given is not None and not isinstance(given, dict):
-        broken = [f.name for f in schema.features]
-    clean["features"] = features
-    return clean, broken
-
-
-def _feature(value: Any, kind: FeatureKind) -> float | str | bool | None:
-    match kind:
-        case FeatureKind.NUMBER:
-            return None if isinstance(value, bool) else _number(value)
-        case FeatureKind.CATEGORY:
-            return _text(value)
-        case FeatureKind.BOOL:
-            return value if isinstance(value, bool) else None
-
-
-def _number(value: Any) -> float | None:
-    """A finite float from a JSON number or a string that spells one; None otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    if isinstance(value, str) and "_" in value:  # Python would read "1_000"
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _text(value: Any) -> str | None:
-    """A string from a JSON scalar, spelled as the typed parser spells it; None for null, objects, lists, NaN."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:  # a lone surrogate: cannot be stored
-            return value.encode("utf-8", "backslashreplace").decode("utf-8")
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**300 else None
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{Decimal(repr(value)):f}".removesuffix(".0")
-    return None
-
-
-def _score(value: Any, schema: ModelSchema) -> float | dict[str, float | None] | None:
-    match schema.task:
-        case Task.BINARY:
-            return _number(value.get(schema.positive) if isinstance(value, dict) else value)
-        case Task.MULTICLASS:
-            return {c: _number(value.get(c)) for c in schema.classes} if isinstance(value, dict) else None
-        case Task.REGRESSION:
-            return None
-
-
-def _time(column: str) -> pl.Expr:
-    """RFC 3339 text or epoch milliseconds -> UTC microseconds; null where it is neither."""
-    text = pl.col(column)
-    epoch = text.str.extract(r"^(-?\d{1,15})(?:\.\d+)?$").cast(pl.Int64, strict=False)
-    return pl.coalesce(
-        text.str.to_datetime("%+", time_unit="us", strict=False).cast(_UTC_US),
-        (epoch * 1000).cast(_UTC_US),
-    )
 
 
 def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limits) -> pl.DataFrame:
@@ -445,9 +298,9 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
     else:
         wrong_outcome = wrong_outcome | (pl.col(outcome) == "")
     if batch.stream is Stream.LABELS:  # only a hint: an absurd one is no hint, not a reason to refuse the label
-        hint = _time("prediction_ts")
+        hint = read_time("prediction_ts")
         frame = frame.with_columns(prediction_at=pl.when(hint.is_between(earliest, latest)).then(hint))
-    frame = frame.with_columns(at=_time("ts")).with_columns(
+    frame = frame.with_columns(at=read_time("ts")).with_columns(
         why=pl.when(pl.col("prediction_id").fill_null("") == "")
         .then(pl.lit(RejectReason.NO_ID.value))
         .when(pl.col("model").fill_null("") != schema.model)
@@ -476,50 +329,19 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
 _ABOUT_TIME = frozenset({RejectReason.NO_TIMESTAMP, RejectReason.TOO_OLD, RejectReason.IN_FUTURE})
 
 
-def _lake_columns(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
-    columns = [
-        pl.col("prediction_id"),
-        pl.col("at").alias("ts"),
-        pl.col("at").dt.strftime("%Y-%m-%d").alias("date"),
-    ]
-    if batch.stream is Stream.LABELS:
-        columns += [pl.col("label"), pl.col("prediction_at").alias("prediction_ts")]
-    else:
-        columns += [
-            pl.col("model_version").fill_null("unknown"),
-            pl.col("prediction"),
-            *_score_columns(schema),
-            pl.col("latency_ms"),
-            *(pl.col("segment").struct.field(s).alias(f"segment_{s}") for s in schema.segments),
-            *(_finite(pl.col("features").struct.field(f.name), f.kind).alias(f.column) for f in schema.features),
-            pl.col("invalid_features"),
-        ]
-    origins = batch.origins()
-    if frame.height != origins.height:
-        origins = origins[frame["row"]]
-    return frame.select(*columns).hstack(origins)
-
-
-def _finite(column: pl.Expr, kind: FeatureKind) -> pl.Expr:
-    return column if kind is not FeatureKind.NUMBER else column.fill_nan(None)
-
-
-def _score_columns(schema: ModelSchema) -> list[pl.Expr]:
-    match schema.task:
-        case Task.BINARY:
-            return [pl.col("score")]
-        case Task.MULTICLASS:
-            return [pl.col("score").struct.field(c).alias(f"score_{c}") for c in schema.classes]
-        case Task.REGRESSION:
-            return []
-
-
 _FIELDS = {
     Stream.PREDICTIONS: {
         "prediction_id", "model", "model_version", "ts", "features", "prediction", "score", "latency_ms", "segment",
     },
     Stream.LABELS: {"prediction_id", "model", "ts", "label", "prediction_ts"},
 }  # fmt: skip
+
+
+def _lake_frame(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
+    origins = batch.origins()
+    if frame.height != origins.height:
+        origins = origins[frame["row"]]
+    return frame.select(*lake_columns(batch.stream, schema)).hstack(origins)
 
 
 def _unknown_fields(batch: _Batch, rows: list[int], schema: ModelSchema) -> int:
@@ -535,29 +357,3 @@ def _unknown_fields(batch: _Batch, rows: list[int], schema: ModelSchema) -> int:
         if batch.stream is Stream.PREDICTIONS and isinstance(features, dict):
             count += len(features.keys() - known_features)
     return count
-
-
-def dead_letter_frame(rejected: Sequence[Rejected], now: datetime) -> pl.DataFrame:
-    """Rejects as rows of the dead-letter table; also its table schema when `rejected` is empty."""
-    return pl.DataFrame(
-        {
-            "received_at": [now.astimezone(UTC)] * len(rejected),
-            "date": [f"{now:%Y-%m-%d}"] * len(rejected),
-            "stream": [r.stream.value for r in rejected],
-            "reason": [r.reason.value for r in rejected],
-            "detail": [r.detail for r in rejected],
-            "payload": [r.payload for r in rejected],
-            "source_partition": [r.partition for r in rejected],
-            "source_offset": [r.offset for r in rejected],
-        },
-        schema={
-            "received_at": _UTC_US,
-            "date": pl.String,
-            "stream": pl.String,
-            "reason": pl.String,
-            "detail": pl.String,
-            "payload": pl.Binary,
-            "source_partition": pl.String,
-            "source_offset": pl.Int64,
-        },
-    )

@@ -18,9 +18,10 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from monitor.errors import TransientError
-from monitor.events import Decoded, Limits, Rejected, dead_letter_frame, decode
+from monitor.events import Decoded, Limits, decode
 from monitor.lake import Lake, Table
 from monitor.metrics import Metrics
+from monitor.rejects import Rejected, dead_letter_frame
 from monitor.sources import Records, Source, SourceRefused, Stream
 from retrain.schema import ModelSchema
 
@@ -109,7 +110,7 @@ class Writer:
                 self._append(batch)
             except TransientError as exc:
                 self._metrics.batches.labels("failed").inc()
-                self._metrics.ready.labels("lake").set(0)
+                self._metrics.ready.bad("lake", str(exc))
                 log.warning("lake_unavailable", detail=str(exc), retry_in=round(delay, 1))
                 if self.stopping.wait(delay * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, not a secret
                     raise
@@ -117,7 +118,7 @@ class Writer:
                 continue
             self._gap = False
             self._metrics.batches.labels("ok").inc()
-            self._metrics.ready.labels("lake").set(1)
+            self._metrics.ready.good("lake")
             self._metrics.append_seconds.observe(time.monotonic() - started)
             self._metrics.ingested_at.set_to_current_time()
             return batch.positions
@@ -198,7 +199,7 @@ class Ingest:
             return
         self.polled_at = time.monotonic()
         self._delay = _BACKOFF[0]
-        self._metrics.ready.labels("source").set(1)
+        self._metrics.ready.good("source")
         self._buffer.add(polled)
         if self._due():
             self._submit(pipeline)
@@ -232,7 +233,7 @@ class Ingest:
     def _unavailable(self, exc: TransientError, stop: threading.Event) -> None:
         kind = "refused" if isinstance(exc, SourceRefused) else "unavailable"
         self._metrics.source_errors.labels(kind).inc()
-        self._metrics.ready.labels("source").set(0)
+        self._metrics.ready.bad("source", str(exc))
         log.warning(f"source_{kind}", detail=str(exc), retry_in=round(self._delay, 1))
         self.polled_at = time.monotonic()
         stop.wait(self._delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret

@@ -7,7 +7,7 @@ after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,8 +28,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from monitor.judging import RuleRecord
 from monitor.lake import Conflict
-from monitor.rules import Phase, RuleState, Transition, Verdict
+from monitor.rules import RuleState, Transition, Verdict
 from monitor.triggers import Suppressed
 from retrain.database import UtcDateTime, create_tables, metadata, reading, writing
 from retrain.request import RetrainRequest
@@ -93,23 +94,6 @@ _RECENT = 100
 
 
 @dataclass(frozen=True, slots=True)
-class RuleRecord:
-    """A rule's running state on one model version and its last judgement, as stored.
-
-    `judged` counts decided windows; `firing_since` is the wall time it began to fire.
-    """
-
-    version: str
-    rule: str
-    state: RuleState
-    judged: int
-    verdict: Verdict
-    value: float | None
-    reason: str
-    firing_since: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     id: int
     model: str
@@ -167,6 +151,11 @@ class Ledger:
             )
             for r in rows
         }
+
+    def keep_rules(self, model: str, names: Collection[str]) -> None:
+        """Forget the states of rules that are no longer configured."""
+        with writing(self._engine) as db:
+            db.execute(delete(_rule_states).where(_rule_states.c.model == model, _rule_states.c.rule.not_in(names)))
 
     def record(self, done: Round, now: datetime) -> None:
         """Store one round. Raises Conflict, having stored nothing, when the cursor is not at `done.before`."""
@@ -345,7 +334,3 @@ class Ledger:
 def _subject(evidence: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a cause is about: two rules that fire at once are refused each for itself."""
     return tuple(evidence.get(k) for k in ("rule", "version", "actor"))
-
-
-def firing(records: Mapping[tuple[str, str], RuleRecord]) -> list[RuleRecord]:
-    return [r for r in records.values() if r.state.phase is Phase.FIRING]

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from monitor.events import RejectReason
 from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.rejects import RejectReason
 from monitor.rules import Phase, Rule
 from monitor.sources import Stream
 from monitor.triggers import SuppressReason
@@ -128,18 +128,45 @@ class MeasurementCollector(Collector):
         yield window
 
 
+COMPONENTS = ("source", "lake", "control", "evaluation")
+"""What must work for driftd to be ready."""
+
+
+class Readiness:
+    """Whether each component works, and what is wrong with it: the gauge, and the words of `/readyz`."""
+
+    def __init__(self, gauge: Gauge):
+        self._gauge = gauge
+        self._problems = dict.fromkeys(COMPONENTS, "starting")
+        for component in COMPONENTS:
+            gauge.labels(component)
+
+    def good(self, component: str) -> None:
+        self._problems[component] = ""
+        self._gauge.labels(component).set(1)
+
+    def bad(self, component: str, problem: str) -> None:
+        self._problems[component] = problem
+        self._gauge.labels(component).set(0)
+
+    def problems(self) -> dict[str, str]:
+        """{component: what is wrong, or ""}."""
+        return dict(self._problems)
+
+
 class Metrics:
     """One instance per daemon, on its own registry."""
 
     def __init__(self, registry: CollectorRegistry | None = None):
         r = self.registry = registry or CollectorRegistry()
+        self._rules: set[tuple[str, str]] = set()
         self.measurements = MeasurementCollector()
         r.register(self.measurements)
         self.build_info = Gauge("driftd_build_info", "Versions", ("version", "python"), registry=r)
         self.config_info = Gauge("driftd_config_info", "Digest of the config in force", ("digest",), registry=r)
         self.config_reloads = Counter("driftd_config_reloads", "Reloads by outcome", ("outcome",), registry=r)
         self.config_ok = Gauge("driftd_config_last_reload_successful", "0 after a reload that was refused", registry=r)
-        self.ready = Gauge("driftd_ready", "1 if the component works", ("component",), registry=r)
+        self.ready = Readiness(Gauge("driftd_ready", "1 if the component works", ("component",), registry=r))
         self.leader = Gauge("driftd_leader", "1 on the replica that evaluates", registry=r)
 
         self.events = Counter("driftd_events", "Events appended to the lake", ("model", "stream"), registry=r)
@@ -233,8 +260,6 @@ class Metrics:
                 self.job_process_exits,
             ):
                 counter.labels(outcome)
-        for component in ("source", "lake", "control", "evaluation"):
-            self.ready.labels(component)
         for kind in ("refused", "unavailable", "unreadable_file", "replaced_file"):
             self.source_errors.labels(kind)
         for kind in ("assigned", "revoked", "lost"):
@@ -242,6 +267,7 @@ class Metrics:
         for stream in Stream:
             for reason in RejectReason:
                 self.dead_letters.labels(stream.value, reason.value)
+        self._forget_rules({(model, rule.name) for model, rules in models.items() for rule in rules})
         for model, rules in models.items():
             for stream in Stream:
                 self.events.labels(model, stream.value)
@@ -265,6 +291,14 @@ class Metrics:
                     self.rule_threshold.labels(model, rule.name, rule.measure.value).set(threshold)
                 if not self._has_phase(model, rule.name):  # a reload leaves a firing rule firing
                     self.set_phase(model, rule.name, Phase.INACTIVE)
+
+    def _forget_rules(self, declared: set[tuple[str, str]]) -> None:
+        """A rule that a reload took away must not go on firing, nor an old threshold be drawn."""
+        self.rule_threshold.clear()
+        for model, rule in self._rules - declared:
+            for gauge in (self.rule_phase, self.rule_value):
+                gauge.remove_by_labels({"model": model, "rule": rule})
+        self._rules = declared
 
     def _has_phase(self, model: str, rule: str) -> bool:
         labels = {"model": model, "rule": rule, "phase": Phase.INACTIVE.value}

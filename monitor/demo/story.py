@@ -25,8 +25,8 @@ import click
 import tomli_w
 from rich.console import Console
 
+from monitor.build import job_spec
 from monitor.config import LoadedConfig, load
-from monitor.daemon import job_spec
 from monitor.demo.world import World, WorldError, invented, recorded
 from monitor.lake import Lake, Table
 from monitor.measurement import Measure

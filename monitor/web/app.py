@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -22,17 +21,16 @@ from monitor.metrics import Metrics
 from monitor.web.page import render
 
 
-@dataclass(frozen=True, slots=True)
-class WebActions:
+class WebActions(Protocol):
     """What the routes need of the daemon. `ready` answers {component: problem or ""}."""
 
-    alive: Callable[[], str]
-    ready: Callable[[], Mapping[str, str]]
-    status: Callable[[], dict[str, Any]]
-    retrain: Callable[[str, str, str], dict[str, Any]]
-    approve: Callable[[str, str], None]
-    reject: Callable[[str, str, str], None]
-    rollback: Callable[[str, str, str], dict[str, Any]]
+    def alive(self) -> str: ...
+    def ready(self) -> Mapping[str, str]: ...
+    def status(self) -> dict[str, Any]: ...
+    def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
+    def approve(self, job: str, actor: str) -> None: ...
+    def reject(self, job: str, actor: str, reason: str) -> None: ...
+    def rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
 
 
 def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:

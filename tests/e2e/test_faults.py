@@ -311,6 +311,22 @@ def test_a_second_daemon_on_the_same_state_folder_is_refused(daemons: Daemons) -
     first.must_run()
 
 
+def test_an_empty_lake_in_place_of_the_one_that_was_judged_is_refused(daemons: Daemons) -> None:
+    daemon = daemons.make({"kind": "files"}).start()
+    traffic = Traffic(FileSink(daemon.state / "events"))
+    traffic.send(400)
+    drain(daemon, traffic, within=120)
+    until("a judged window", lambda: daemon.metric("driftd_windows_measured_total", kind="drift"))
+    daemon.stop()
+    (daemon.state / "lake").rename(daemon.folder / "unmounted")
+    done = daemon.command("run")
+    assert done.returncode == 2
+    assert "is the right lake mounted?" in done.stderr
+    (daemon.folder / "unmounted").rename(daemon.state / "lake")
+    daemon.start()
+    daemon.must_run()
+
+
 def test_a_port_in_use_ends_the_start_with_a_clear_message(daemons: Daemons) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from monitor.cli import main
-from monitor.events import dead_letter_frame
 from monitor.lake import Lake, Table
+from monitor.rejects import dead_letter_frame
 from tests.builders import BINARY, NOW, decoded, label_rows, message, prediction, prediction_rows, stored
 
 BAD = Path(__file__).parents[1] / "configs" / "bad"

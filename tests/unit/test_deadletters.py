@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from monitor.deadletters import Replayed, count_dead_letters, list_dead_letters, replay
-from monitor.events import dead_letter_frame, decode
+from monitor.events import decode
 from monitor.lake import Lake, Table
+from monitor.rejects import dead_letter_frame
 from monitor.sources import Stream
 from retrain.schema import ModelSchema
 from tests.builders import BINARY, DAY, HOUR, MULTICLASS, NOW, label, limits, message, prediction, records, stored

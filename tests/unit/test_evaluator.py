@@ -129,6 +129,27 @@ def test_restart_does_not_look_as_if_the_rule_had_resolved(world: World) -> None
     assert world.phase("firing") == 1
 
 
+def test_a_lake_that_is_emptier_than_what_was_judged_is_not_taken_for_silence(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    world.tick()
+    world.lake = Lake(str(world.folder / "another"))
+    world.restart()
+    with pytest.raises(TransientError, match="is the right lake mounted"):
+        world.tick()
+    assert [r.rule for r in world.ledger.rule_records("fraud").values()] == ["one", "two"]
+
+
+def test_the_state_of_a_rule_that_is_configured_no_more_is_forgotten(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    world.tick()
+    world.new_labels = 10**6  # a configuration without rules
+    world.restart()
+    world.tick()
+    assert not world.ledger.rule_records("fraud")
+
+
 def test_rejected_request_of_a_person_does_not_block_the_rule_for_ever(world: World) -> None:
     world.predict(0.5)
     world.predict(2)

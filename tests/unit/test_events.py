@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import monitor
-from monitor.events import SAMPLE_EVERY, RejectReason, dead_letter_frame, decode, empty_frame
+from monitor.events import SAMPLE_EVERY, decode, empty_frame
+from monitor.rejects import RejectReason, dead_letter_frame
 from monitor.sources import Stream
 from tests.builders import BINARY, MULTICLASS, NOW, REGRESSION, decoded, label, limits, message, prediction, records
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from monitor.judging import RuleRecord, firing
 from monitor.lake import Conflict
-from monitor.ledger import REQUESTED, Ledger, Round, RuleRecord, firing
+from monitor.ledger import REQUESTED, Ledger, Round
 from monitor.rules import Phase, RuleState, Transition, Verdict
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain.database import open_engine

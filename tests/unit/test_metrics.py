@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.events import RejectReason
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import SERIES_BUDGET, Metrics
+from monitor.rejects import RejectReason
 from monitor.rules import Phase, Rule, Severity
 from monitor.triggers import SuppressReason
 from retrain.states import JobState
@@ -67,6 +67,30 @@ def test_names_follow_the_conventions(metrics: Metrics) -> None:
 def test_no_sample_is_nan_or_missing_its_family(metrics: Metrics) -> None:
     for f in families(metrics):
         assert all(math.isfinite(s.value) for s in f.samples)
+
+
+def test_a_rule_that_a_reload_takes_away_is_exported_no_more(metrics: Metrics) -> None:
+    metrics.set_phase("fraud", "drop", Phase.FIRING)
+    metrics.set_phase("fraud", "drift", Phase.FIRING)
+    metrics.rule_value.labels("fraud", "drop").set(0.2)
+    metrics.declare("1.0", {"fraud": [DRIFT], "price": []})
+    assert value(metrics, "driftd_rule_phase", model="fraud", rule="drop", phase="firing") is None
+    assert value(metrics, "driftd_rule_value", model="fraud", rule="drop") is None
+    assert value(metrics, "driftd_rule_threshold", model="fraud", rule="drop", measure="performance_drop") is None
+    assert value(metrics, "driftd_rule_phase", model="fraud", rule="drift", phase="firing") == 1
+
+
+def test_readiness_says_what_is_wrong(metrics: Metrics) -> None:
+    metrics.ready.bad("lake", "disk full")
+    metrics.ready.good("source")
+    assert metrics.ready.problems() == {
+        "source": "",
+        "lake": "disk full",
+        "control": "starting",
+        "evaluation": "starting",
+    }
+    assert value(metrics, "driftd_ready", component="lake") == 0
+    assert value(metrics, "driftd_ready", component="source") == 1
 
 
 def test_names_are_unique(metrics: Metrics) -> None:

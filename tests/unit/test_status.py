@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.ledger import Ledger, Round, RuleRecord
+from monitor.judging import RuleRecord
+from monitor.ledger import Ledger, Round
 from monitor.rules import Phase, RuleState, Transition, Verdict
 from monitor.status import model_status
 from monitor.triggers import Cause, Suppressed, SuppressReason

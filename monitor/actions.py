@@ -1,0 +1,67 @@
+"""What the HTTP port asks of the running daemon: its health, its status, and what a person may tell it to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from monitor.operate import request_retrain
+from monitor.status import model_status
+
+if TYPE_CHECKING:
+    from monitor.daemon import Daemon
+
+ALIVE_WITHIN = 120.0
+"""Seconds without a poll of the source after which the daemon counts as hung."""
+
+
+class Actions:
+    """See `monitor.web.app.WebActions`. LookupError: no such thing; ValueError: not possible now."""
+
+    def __init__(self, daemon: Daemon):
+        self._daemon = daemon
+
+    def alive(self) -> str:
+        silent = time.monotonic() - self._daemon.ingest.polled_at
+        return f"the source was last polled {silent:.0f} s ago" if silent > ALIVE_WITHIN else ""
+
+    def ready(self) -> dict[str, str]:
+        return self._daemon.metrics.ready.problems()
+
+    def status(self) -> dict[str, Any]:
+        daemon = self._daemon
+        return {"models": {m: model_status(m, daemon.ledger, daemon.store) for m in daemon.evaluators}}
+
+    def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]:
+        daemon = self._daemon
+        if model not in daemon.evaluators:
+            raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(daemon.evaluators))}")
+        now = datetime.now(UTC)
+        decision = request_retrain(daemon.loaded, daemon.ledger, daemon.store, model, actor, reason, now)
+        return {"job": decision.request.id if decision.request else None, "decision": decision.to_words()}
+
+    def approve(self, job: str, actor: str) -> None:
+        self._daemon.store.approve(job, actor, datetime.now(UTC))
+
+    def reject(self, job: str, actor: str, reason: str) -> None:
+        self._command("reject", job, "--actor", actor, "--reason", reason)
+
+    def rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]:
+        self._command("rollback", model, "--actor", actor, "--reason", reason)
+        return {"rolled_back": model}
+
+    def _command(self, *arguments: str) -> None:
+        """Run a driftd command apart: it needs MLflow, which the daemon does not load."""
+        path = self._daemon.config_path
+        done = subprocess.run(
+            [sys.executable, "-m", "monitor.cli", *(["--config", str(path)] if path else []), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ValueError(done.stderr.strip() or done.stdout.strip())

@@ -1,0 +1,161 @@
+"""The composition root: a loaded configuration -> a daemon that is ready to run, and the jobs it starts.
+
+Invariant: nothing runs before everything has been wired; what a configuration cannot have is said here, at once.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from monitor.config import LoadedConfig
+from monitor.daemon import Daemon
+from monitor.errors import ConfigError, TransientError
+from monitor.evaluator import ModelEvaluator, lake_replaced
+from monitor.events import empty_frame
+from monitor.ingest import Ingest, IngestPolicy, Writer
+from monitor.lake import Lake, Table
+from monitor.ledger import Ledger
+from monitor.measure.reports import ReportTask, make_report
+from monitor.measurement import WindowKey
+from monitor.metrics import Metrics
+from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
+from monitor.sections import Config
+from monitor.sources import Stream
+from monitor.sources.build import build_source
+from monitor.state_folder import StateFolder
+from monitor.supervisor import SpecOf, Supervisor, job_history
+from monitor.workers import Workers
+from retrain.request import RetrainRequest
+from retrain.spec import JobSpec
+from retrain.store import Job, Store, open_store
+
+log = structlog.get_logger()
+
+
+def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
+    """Wire a daemon. Raises StateLocked, ConfigError (port in use, schedule) before anything runs."""
+    config = loaded.config
+    folder = StateFolder(config.state)
+    metrics = Metrics()
+    lake = Lake(config.lake_uri, config.storage_options())
+    store = open_store(config.control_url)
+    ledger = Ledger(store.engine)
+    ledger.create()
+    if (away := _check_tables(loaded, lake, ledger)) is None:
+        metrics.ready.good("lake")
+    else:
+        metrics.ready.bad("lake", away)
+    policy = IngestPolicy(
+        config.source.batch_rows,
+        config.source.batch_wait,
+        config.source.max_age,
+        config.source.max_future,
+        config.source.max_bytes,
+    )
+    writer = Writer(lake.clone(), loaded.schemas, policy, metrics)
+    reporters = Workers(1)  # a report takes seconds: windows must not wait for it
+    workers = Workers(config.daemon.measure_workers)
+
+    def evaluator(plan: ModelPlan) -> ModelEvaluator:
+        def on_breach(rule: str, key: WindowKey) -> None:
+            task = ReportTask(lake.uri, lake.options, plan, key, str(folder.reports))
+            reporters.submit(make_report, task).add_done_callback(lambda done: _log_report(key, done))
+
+        history = partial(job_history, store)
+        return ModelEvaluator(plan, lake.clone(), ledger, workers, metrics, history, on_breach)
+
+    daemon = Daemon(
+        loaded=loaded,
+        config_path=config_path,
+        folder=folder,
+        lake=lake,
+        ledger=ledger,
+        store=store,
+        workers=workers,
+        reporters=reporters,
+        metrics=metrics,
+        ingest=Ingest(build_source(config, metrics), writer, policy, metrics),
+        evaluator_for=evaluator,
+        evaluators={model: evaluator(plan) for model, plan in plans(loaded).items()},
+        supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
+        listener=_listen(config.http.host, config.http.port),
+        stop=threading.Event(),
+        reload=threading.Event(),
+    )
+    daemon.declare()
+    return daemon
+
+
+def _check_tables(loaded: LoadedConfig, lake: Lake, ledger: Ledger) -> str | None:
+    """What keeps the lake away, or None. Tables that do not belong to this configuration: ConfigError."""
+    problems = []
+    for model, schema in loaded.schemas.items():
+        try:
+            for stream, table in ((Stream.PREDICTIONS, Table.PREDICTIONS), (Stream.LABELS, Table.LABELS)):
+                found = lake.mismatches(table, model, empty_frame(stream, schema))
+                problems += [f"{loaded.path}: models.{model}: {text}: give it a new name" for text in found]
+            stored, judged = lake.version(Table.MEASUREMENTS, model), ledger.cursor(model)
+        except TransientError as exc:
+            log.warning("lake_unavailable", detail=str(exc))
+            return str(exc)
+        if stored < judged:
+            text = lake_replaced(lake.table_uri(Table.MEASUREMENTS, model), stored, judged)
+            problems.append(f"{loaded.path}: lake.uri: {text}")
+    if problems:
+        raise ConfigError(problems)
+    return None
+
+
+def _log_report(key: WindowKey, done: Future[str | None]) -> None:
+    if not done.cancelled() and (problem := done.exception()) is not None:
+        log.warning("report_failed", model=key.model, window_end=key.end.isoformat(), detail=str(problem))
+
+
+def _supervisor(
+    config: Config, spec_of: SpecOf, ledger: Ledger, store: Store, lake: Lake, metrics: Metrics
+) -> Supervisor:
+    watching = lake.clone()
+
+    def watch_due(job: Job) -> bool:
+        rows = watching.count_outcomes(job.model, str(job.result.get("version", "")))
+        return rows >= job.spec.config.watch_rows
+
+    return Supervisor(
+        ledger,
+        store,
+        spec_of,
+        watch_due,
+        config.control_url,
+        job_environment(config),
+        config.state.absolute() / "jobs" / "logs",
+        metrics,
+    )
+
+
+def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
+    """Everything a job needs, from the configuration in force. Raises KeyError for an unknown model."""
+    config, plan = loaded.config, plans(loaded)[request.model]
+    return JobSpec(
+        request=request,
+        schema=plan.schema,
+        outcomes_uri=Lake(config.lake_uri).table_uri(Table.OUTCOMES, request.model),
+        tracking_uri=config.tracking_uri,
+        registered_model=plan.registered_model,
+        work_dir=str(config.state.absolute() / "jobs"),
+        config=plan.retrain,
+        storage_options=tuple(sorted(job_storage_options(config).items())),
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as exc:
+        reason = str(exc.strerror).partition(" (while ")[0]  # the rest repeats the address
+        raise ConfigError([f"http: cannot listen on {host}:{port}: {reason}: choose another http.port"]) from exc
