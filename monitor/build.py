@@ -24,6 +24,7 @@ from monitor.ledger import Ledger
 from monitor.measure.reports import ReportTask, make_report
 from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
+from monitor.observer import Observer
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
 from monitor.sections import Config
 from monitor.sources import Stream
@@ -84,6 +85,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         evaluator_for=evaluator,
         evaluators={model: evaluator(plan) for model, plan in plans(loaded).items()},
         supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
+        observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
         stop=threading.Event(),
         reload=threading.Event(),

@@ -33,6 +33,7 @@ from monitor.lake import Lake, Table, day
 from monitor.ledger import Ledger
 from monitor.measure.reports import clean_reports
 from monitor.metrics import Metrics
+from monitor.observer import Observer
 from monitor.plan import ModelPlan, plans
 from monitor.sections import Config
 from monitor.state_folder import StateFolder
@@ -67,6 +68,7 @@ class Daemon:
     evaluator_for: Callable[[ModelPlan], ModelEvaluator]
     evaluators: dict[str, ModelEvaluator]
     supervisor: Supervisor
+    observer: Observer
     listener: socket.socket
     stop: threading.Event
     reload: threading.Event
@@ -165,12 +167,13 @@ class Daemon:
         self.ticked_at = time.monotonic()
 
     def supervise(self) -> None:
-        """Hand over requests, keep job processes going, and keep the lease while a tick is long."""
+        """Hand over requests, keep job processes going, say how they do, and keep the lease while a tick is long."""
         now = datetime.now(UTC)
         try:
             if self.leads:
                 self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
             self.supervisor.supervise(now)
+            self.observer.observe(self.evaluators)
             self.metrics.ready.good("control")
         except TransientError as exc:
             self.metrics.ready.bad("control", str(exc))
@@ -235,8 +238,12 @@ class Daemon:
 
     def declare(self) -> None:
         """Let every series of the configuration in force exist."""
-        rules = {m: e.plan.rules for m, e in self.evaluators.items()}
-        self.metrics.declare(distribution_version("driftd"), rules)
+        self.metrics.declare(distribution_version("driftd"), {m: e.plan.rules for m, e in self.evaluators.items()})
+        self.metrics.model_info.clear()
+        for model, evaluator in self.evaluators.items():
+            plan = evaluator.plan
+            self.metrics.model_info.labels(model, plan.schema.task.value, plan.metrics[0]).set(1)
+            self.metrics.window_size.labels(model).set(plan.windows.size.total_seconds())
         self.metrics.config_info.clear()
         self.metrics.config_info.labels(self.config.digest()).set(1)
 

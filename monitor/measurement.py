@@ -36,8 +36,9 @@ class Measurement:
 
     Shares are in [0, 1], latencies and label delay in seconds, volume in rows. `performance_drop` is how much
     worse than the reference the metric is (positive = worse, whichever way the metric runs), in the metric's
-    units; `performance_drop_ratio` is that over the reference's absolute value.
-    `drifted` and `threshold` are set for drift measures only; `value` is then the test's p-value or distance.
+    units; `performance_drop_ratio` is that over the reference's absolute value. `interval` is the 95 % interval of a
+    `performance`. `drifted` and `threshold` are set for drift measures only; `value` is then the test's p-value or
+    distance.
     """
 
     measure: Measure
@@ -50,6 +51,7 @@ class Measurement:
     threshold: float | None = None
     drifted: bool | None = None
     reason: str = ""
+    interval: tuple[float, float] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -35,6 +35,8 @@ SCHEMA: dict[str, Any] = {
     "threshold": pl.Float64,
     "drifted": pl.Boolean,
     "reason": pl.String,
+    "lower": pl.Float64,
+    "upper": pl.Float64,
 }
 
 
@@ -49,7 +51,7 @@ def to_rows(result: MeasureResult, kind: str, final: bool, now: datetime) -> pl.
         [
             (
                 *window, m.measure.value, m.feature, m.metric, m.segment, m.value, m.rows, m.method,
-                m.threshold, m.drifted, m.reason,
+                m.threshold, m.drifted, m.reason, *(m.interval or (None, None)),
             )
             for m in result.measurements
         ],
@@ -71,6 +73,8 @@ def windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowKe
         )
 
 
-def _measurement(row: dict[str, object]) -> Measurement:
+def _measurement(row: dict[str, Any]) -> Measurement:
     fields = ("rows", "feature", "metric", "segment", "method", "value", "threshold", "drifted", "reason")
-    return Measurement(measure=Measure(str(row["measure"])), **{f: row[f] for f in fields})  # type: ignore[arg-type]
+    given: dict[str, Any] = {f: row[f] for f in fields}
+    interval = (row["lower"], row["upper"]) if row.get("lower") is not None else None
+    return Measurement(measure=Measure(str(row["measure"])), interval=interval, **given)

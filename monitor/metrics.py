@@ -9,10 +9,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from monitor.activity import ActivityKind
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.rejects import RejectReason
 from monitor.rules import Phase, Rule
@@ -118,6 +119,7 @@ class MeasurementCollector(Collector):
                 undefined.add_metric([model, version], count)
         yield drifted
         yield undefined
+        yield from self._intervals()
         window = GaugeMetricFamily(
             "driftd_window_end_timestamp_seconds",
             "End of the newest measured window (event time)",
@@ -126,6 +128,23 @@ class MeasurementCollector(Collector):
         for (model, version), end in list(self._windows.items()):
             window.add_metric([model, version], end)
         yield window
+
+    def _intervals(self) -> Iterable[Metric]:
+        labels = ("model", "version", "metric", "segment")
+        lower = GaugeMetricFamily(
+            "driftd_performance_lower_score", "Lower end of the 95 % interval of the performance", labels=labels
+        )
+        upper = GaugeMetricFamily(
+            "driftd_performance_upper_score", "Upper end of the 95 % interval of the performance", labels=labels
+        )
+        for model, values in list(self._values.items()):
+            for (version, _), (m, _end) in values.items():
+                if m.measure is Measure.PERFORMANCE and m.interval is not None:
+                    at = [model, version, m.metric, m.segment]
+                    lower.add_metric(at, m.interval[0])
+                    upper.add_metric(at, m.interval[1])
+        yield lower
+        yield upper
 
 
 COMPONENTS = ("source", "lake", "control", "evaluation")
@@ -162,6 +181,7 @@ class Metrics:
         self._rules: set[tuple[str, str]] = set()
         self.measurements = MeasurementCollector()
         r.register(self.measurements)
+        ProcessCollector(registry=r)
         self.build_info = Gauge("driftd_build_info", "Versions", ("version", "python"), registry=r)
         self.config_info = Gauge("driftd_config_info", "Digest of the config in force", ("digest",), registry=r)
         self.config_reloads = Counter("driftd_config_reloads", "Reloads by outcome", ("outcome",), registry=r)
@@ -228,6 +248,30 @@ class Metrics:
             "driftd_series_dropped", "Measurement series above the budget", ("model",), registry=r
         )
 
+        self.model_info = Gauge(
+            "driftd_model_info", "A configured model and the metric it is judged by", ("model", "task", "metric"),
+            registry=r,
+        )  # fmt: skip
+        self.window_size = Gauge("driftd_window_size_seconds", "Length of the windows", ("model",), registry=r)
+        self.activity_at = Gauge(
+            "driftd_last_activity_timestamp_seconds", "When this last happened to the model", ("model", "kind"),
+            registry=r,
+        )  # fmt: skip
+        self.champion_info = Gauge(
+            "driftd_champion_info", "The version driftd made champion, and its MLflow run", ("model", "version", "run"),
+            registry=r,
+        )  # fmt: skip
+        self.gate_passed = Gauge(
+            "driftd_gate_passed", "1 if the last challenger passed the gate", ("model", "gate"), registry=r
+        )
+        self.job_seconds = Gauge(
+            "driftd_last_job_duration_seconds", "From request to end of the last ended job", ("model",), registry=r
+        )
+
+        self.rule_info = Gauge(
+            "driftd_rule_info", "What a rule looks at and does", ("model", "rule", "measure", "severity", "action"),
+            registry=r,
+        )  # fmt: skip
         self.rule_phase = Gauge(
             "driftd_rule_phase", "1 for the phase the rule is in", ("model", "rule", "phase"), registry=r
         )
@@ -267,6 +311,7 @@ class Metrics:
         for stream in Stream:
             for reason in RejectReason:
                 self.dead_letters.labels(stream.value, reason.value)
+        self.rule_info.clear()
         self._forget_rules({(model, rule.name) for model, rules in models.items() for rule in rules})
         for model, rules in models.items():
             for stream in Stream:
@@ -284,8 +329,13 @@ class Metrics:
                 self.requests.labels(model, trigger.value)
             for state in JobState:
                 self.jobs.labels(model, state.value)
+            for kind in ActivityKind:
+                self.activity_at.labels(model, kind.value)
             for rule in rules:
                 self.rules_fired.labels(model, rule.name, rule.severity.value)
+                self.rule_info.labels(model, rule.name, rule.measure.value, rule.severity.value, rule.action.value).set(
+                    1
+                )
                 threshold = rule.above if rule.above is not None else rule.below
                 if threshold is not None:
                     self.rule_threshold.labels(model, rule.name, rule.measure.value).set(threshold)

@@ -52,7 +52,6 @@ class Supervisor:
         self._metrics = metrics
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._not_before: dict[str, float] = {}
-        self._seen: dict[str, JobState] = {}
 
     def submit(self, now: datetime) -> None:
         """Hand over what is recorded and not yet handed over."""
@@ -77,7 +76,6 @@ class Supervisor:
         for job in (*self._store.drivable(now), *(j for j in watched if self._watch_due(j))):
             if job.id not in busy and now.timestamp() >= self._not_before.get(job.id, 0.0):
                 self._start(job, now)
-        self._observe()
 
     def close(self) -> None:
         """Leave running jobs to themselves; the next daemon finds them by their lease."""
@@ -111,19 +109,6 @@ class Supervisor:
                 if job.lease_owner is not None:
                     self._store.release(job_id, job.lease_owner)
                 log.warning("job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / job_id))
-
-    def _observe(self) -> None:
-        counts: dict[tuple[str, JobState], int] = {}
-        for job in self._store.list_jobs(limit=1000):
-            counts[job.model, job.state] = counts.get((job.model, job.state), 0) + 1
-            before = self._seen.get(job.id)
-            if before is not job.state:
-                self._seen[job.id] = job.state
-                if before is not None:
-                    log.info("job_advanced", model=job.model, job=job.id, state=job.state.value, error=job.error)
-        for model in {m for m, _ in counts}:
-            for state in JobState:
-                self._metrics.jobs.labels(model, state.value).set(counts.get((model, state), 0))
 
 
 def job_history(store: Store, model: str, firing_since: datetime | None, now: datetime) -> JobHistory:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from retrain.database import create_tables, open_engine, reading, writing
@@ -124,16 +124,22 @@ class Store:
     def history(self, job_id: str) -> list[Step]:
         query = select(job_history).where(job_history.c.job_id == job_id).order_by(job_history.c.id)
         with reading(self.engine) as connection:
-            return [
-                Step(
-                    None if r["from_state"] is None else JobState(r["from_state"]),
-                    JobState(r["to_state"]),
-                    r["at"],
-                    r["actor"],
-                    r["detail"],
-                )
-                for r in connection.execute(query).mappings()
-            ]
+            return [_step(r) for r in connection.execute(query).mappings()]
+
+    def recent_steps(self, model: str, limit: int) -> list[tuple[int, Job, Step]]:
+        """The newest steps of the model's jobs, newest first: row number, the job as it is now, the step."""
+        query = (
+            select(job_history)
+            .join(jobs, jobs.c.id == job_history.c.job_id)
+            .where(jobs.c.model == model)
+            .order_by(job_history.c.id.desc())
+            .limit(limit)
+        )
+        with reading(self.engine) as connection:
+            rows = connection.execute(query).mappings().all()
+        wanted = jobs.c.id.in_({r["job_id"] for r in rows})
+        known = {job.id: job for job in self._select(wanted, limit=limit)}
+        return [(r["id"], known[r["job_id"]], _step(r)) for r in rows]
 
     def trained_before(self, model: str, fingerprint: str, except_job: str) -> str | None:
         """An earlier job of the model that trained on the same snapshot, code and config."""
@@ -247,6 +253,11 @@ class Store:
         query = select(jobs).where(*where).order_by(by.desc(), jobs.c.id).limit(limit)
         with reading(self.engine) as connection:
             return [job_of(row) for row in connection.execute(query).mappings()]
+
+
+def _step(row: RowMapping) -> Step:
+    before = None if row["from_state"] is None else JobState(row["from_state"])
+    return Step(before, JobState(row["to_state"]), row["at"], row["actor"], row["detail"])
 
 
 def _held(owner: str | None) -> list[ColumnElement[bool]]:

@@ -72,11 +72,12 @@ def scored_rows(frame: pl.DataFrame, schema: ModelSchema) -> Scored:
 def compute(metric: str, rows: Scored) -> float:
     """The metric's value. Raises Undefined, or scikit-learn's ValueError on impossible scores."""
     if SCORES[metric].from_scores:
-        rows = _with_scores(rows)
+        rows = with_scores(rows)
     return float(_COMPUTE[metric](rows))
 
 
-def _with_scores(rows: Scored) -> Scored:
+def with_scores(rows: Scored) -> Scored:
+    """Only the rows whose scores are known. Raises Undefined without any."""
     known = np.isfinite(rows.scores).all(axis=1)
     if not known.any():
         raise Undefined("no scores on the labelled rows")

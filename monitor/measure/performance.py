@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 
 from monitor.measure._evidently import quiet
 from monitor.measure._scored import Scored, Undefined, compute, scored_rows
+from monitor.measure.intervals import interval
 from monitor.measure.scores import drop
 from monitor.measurement import Measure, Measurement
 from monitor.reference import Reference, prepare
@@ -80,6 +82,7 @@ def _measured(
     value = _value(metric, segment, rows, segment_min_rows)
     before = reference.get((metric, segment))
     known = value if isinstance(value, float) else None
+    around = interval(metric, rows, known) if known is not None else None
     reason = value if isinstance(value, str) else ""
     worse = None if known is None or before is None else drop(metric, known, before)
     ratio = None if worse is None or not before else worse / abs(before)
@@ -90,7 +93,7 @@ def _measured(
         return Measurement(measure, number, rows.count, metric=metric, segment=segment, reason=why)
 
     return [
-        measured(Measure.PERFORMANCE, known, reason),
+        replace(measured(Measure.PERFORMANCE, known, reason), interval=around),
         measured(Measure.PERFORMANCE_DROP, worse, no_drop),
         measured(Measure.PERFORMANCE_DROP_RATIO, ratio, no_ratio),
     ]

@@ -238,3 +238,71 @@ def test_drop_ratio_is_the_drop_over_the_reference_value() -> None:
         m for m in measure_performance(frame, free, schema, ["mae"], 1) if m.measure is Measure.PERFORMANCE_DROP_RATIO
     ]
     assert [(m.value, m.reason) for m in ratio] == [(None, "the reference's value is zero")]
+
+
+def bootstrapped(outcomes: pl.DataFrame, schema: ModelSchema, metric: str, resamples: int = 300) -> tuple[float, float]:
+    """The plain percentile bootstrap over rows: slow, and what every interval must come near to."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(resamples):
+        picked = outcomes[rng.integers(0, outcomes.height, outcomes.height)]
+        value = values_of(picked, schema, metric)
+        if value is not None:
+            found.append(value)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def values_of(outcomes: pl.DataFrame, schema: ModelSchema, metric: str) -> float | None:
+    reference = prepare(outcomes.clear(), schema)
+    return measure_performance(outcomes, reference, schema, [metric], 20)[0].value
+
+
+def multiclass_rows(rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    scores = rng.dirichlet((1, 1, 1), rows)
+    label = [rng.choice(3, p=row) for row in scores]
+    names = np.array(["c", "a", "b"])
+    given = {f"score_{c}": scores[:, i] for i, c in enumerate(names)}
+    return pl.DataFrame({**given, "prediction": names[scores.argmax(axis=1)], "label": names[label]})
+
+
+def regression_rows(rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    label = rng.gamma(3.0, 2.0, rows) + 1
+    return pl.DataFrame({"label": label, "prediction": label + rng.normal(0.3, 1.5, rows)})
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "schema", "metric"),
+    [
+        *((binary(), BINARY, m) for m in metrics_for(Task.BINARY)),
+        *((multiclass_rows(), MULTICLASS, m) for m in metrics_for(Task.MULTICLASS)),
+        *((regression_rows(), REGRESSION, m) for m in metrics_for(Task.REGRESSION)),
+    ],
+)
+def test_interval_is_near_the_plain_bootstraps(outcomes: pl.DataFrame, schema: ModelSchema, metric: str) -> None:
+    reference = prepare(outcomes.clear(), schema)
+    found = measure_performance(outcomes, reference, schema, [metric], 20)[0]
+    assert found.interval is not None
+    assert found.value is not None
+    low, high = found.interval
+    assert low <= found.value <= high
+    width = high - low
+    expected = bootstrapped(outcomes, schema, metric)
+    assert width == pytest.approx(expected[1] - expected[0], rel=0.25)
+    assert abs(low - expected[0]) < 0.2 * width
+    assert abs(high - expected[1]) < 0.2 * width
+
+
+def test_interval_of_a_faultless_model_has_width_and_stays_in_range() -> None:
+    rows = binary(60).with_columns(label=pl.col("prediction"))
+    found = measured(rows, BINARY)
+    for metric in ("accuracy", "balanced_accuracy", "precision", "recall"):
+        interval = found[Measure.PERFORMANCE, metric, ""].interval
+        assert interval is not None
+        assert 0.85 < interval[0] < interval[1] == 1.0
+
+
+def test_one_row_has_no_interval() -> None:
+    found = measured(regression_rows(1), REGRESSION)
+    assert found[Measure.PERFORMANCE, "mae", ""].interval is None

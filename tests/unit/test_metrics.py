@@ -45,7 +45,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def own(metrics: Metrics) -> list[Metric]:
-    return [f for f in families(metrics) if not f.name.endswith("_created")]
+    return [f for f in families(metrics) if not f.name.endswith("_created") and not f.name.startswith("process_")]
 
 
 def test_names_follow_the_conventions(metrics: Metrics) -> None:

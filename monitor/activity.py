@@ -1,0 +1,80 @@
+"""What has happened to each model, as one list: for the status page, Grafana's annotations and the metrics.
+
+Invariant: read from the control database only; the same records always give the same list, newest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from monitor.ledger import REQUESTED, Ledger
+from monitor.rules import Phase
+from retrain.states import JobState
+from retrain.store import Store
+
+
+class ActivityKind(StrEnum):
+    RULE_FIRED = "rule_fired"
+    RULE_RESOLVED = "rule_resolved"
+    RETRAIN_REQUESTED = "retrain_requested"
+    RETRAIN_SUPPRESSED = "retrain_suppressed"
+    AWAITING_APPROVAL = "awaiting_approval"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+
+
+_STATES = {
+    JobState.AWAITING_APPROVAL: ActivityKind.AWAITING_APPROVAL,
+    JobState.PROMOTED: ActivityKind.PROMOTED,
+    JobState.REJECTED: ActivityKind.REJECTED,
+    JobState.FAILED: ActivityKind.FAILED,
+    JobState.ROLLED_BACK: ActivityKind.ROLLED_BACK,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """`id` is unique and lasting; `at` is the wall time (aware UTC); `window_end` the event time where there is one."""
+
+    id: str
+    at: datetime
+    model: str
+    kind: ActivityKind
+    text: str
+    version: str = ""
+    rule: str = ""
+    job: str = ""
+    window_end: datetime | None = None
+
+
+def activities(ledger: Ledger, store: Store, model: str, limit: int = 200) -> list[Activity]:
+    """The newest `limit` of each source (rules, decisions, jobs, people), newest first."""
+    found: list[Activity] = []
+    for t in ledger.transitions(model, limit):
+        before, after = Phase(t["before"]), Phase(t["after"])
+        if Phase.FIRING not in (before, after):
+            continue
+        fired = after is Phase.FIRING
+        kind = ActivityKind.RULE_FIRED if fired else ActivityKind.RULE_RESOLVED
+        text = f"{t['rule']} {'fires' if fired else 'resolved'}: {t['reason']}"
+        found.append(
+            Activity(f"transition-{t['id']}", t["recorded_at"], model, kind, text, t["version"], t["rule"],
+                     window_end=t["at"])
+        )  # fmt: skip
+    for d in ledger.decisions(model, limit):
+        rule, version = str(d.evidence.get("rule") or ""), str(d.evidence.get("version") or "")
+        if d.outcome == REQUESTED:
+            kind, text = ActivityKind.RETRAIN_REQUESTED, f"retrain requested: {d.cause}"
+        else:
+            kind, text = ActivityKind.RETRAIN_SUPPRESSED, f"not retrained: {d.detail}; wanted because {d.cause}"
+        found.append(Activity(f"decision-{d.id}", d.recorded_at, model, kind, text, version, rule, d.request_id or ""))
+    for number, job, step in store.recent_steps(model, limit):
+        if step.to_state in _STATES:
+            kind, text = _STATES[step.to_state], f"{step.to_state.value.replace('_', ' ')}: {step.detail}"
+            version = str(job.result.get("version") or "")
+            found.append(Activity(f"step-{number}", step.at, model, kind, text, version, job=job.id))
+    return sorted(found, key=lambda a: (a.at, a.id), reverse=True)
