@@ -150,8 +150,8 @@ def _of_truth(rows: Scored) -> Array:
     """The probability that was given to what came true."""
     if rows.task is Task.BINARY:
         given: Array = np.where(rows.truth == rows.positive, rows.scores[:, 0], 1 - rows.scores[:, 0])
-        return given
-    given = rows.scores[np.arange(rows.count), rows.truth] / rows.scores.sum(axis=1)
+    else:
+        given = rows.scores[np.arange(rows.count), rows.truth] / rows.scores.sum(axis=1)
     return given
 
 
