@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitor.operate import request_retrain
 from monitor.status import model_status
+from monitor.web.views import Views
 
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
@@ -23,6 +24,14 @@ class Actions:
 
     def __init__(self, daemon: Daemon):
         self._daemon = daemon
+        self._views = Views(
+            lambda: {m: e.plan for m, e in daemon.evaluators.items()},
+            daemon.lake.clone(),
+            daemon.ledger,
+            daemon.store,
+            daemon.folder.reports,
+            daemon.config.tracking_uri,
+        )
 
     def alive(self) -> str:
         silent = time.monotonic() - self._daemon.ingest.polled_at
@@ -34,6 +43,15 @@ class Actions:
     def status(self) -> dict[str, Any]:
         daemon = self._daemon
         return {"models": {m: model_status(m, daemon.ledger, daemon.store) for m in daemon.evaluators}}
+
+    def fleet(self) -> dict[str, Any]:
+        return self._views.fleet(datetime.now(UTC))
+
+    def timeline(self, model: str, days: int) -> dict[str, Any]:
+        return self._views.model(model, days, datetime.now(UTC))
+
+    def features(self, model: str, version: str, end: datetime) -> dict[str, Any]:
+        return self._views.features(model, version, end)
 
     def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]:
         daemon = self._daemon

@@ -71,7 +71,10 @@ def activities(ledger: Ledger, store: Store, model: str, limit: int = 200) -> li
             kind, text = ActivityKind.RETRAIN_REQUESTED, f"retrain requested: {d.cause}"
         else:
             kind, text = ActivityKind.RETRAIN_SUPPRESSED, f"not retrained: {d.detail}; wanted because {d.cause}"
-        found.append(Activity(f"decision-{d.id}", d.recorded_at, model, kind, text, version, rule, d.request_id or ""))
+        end = datetime.fromisoformat(str(d.evidence["window_end"])) if d.evidence.get("window_end") else None
+        found.append(
+            Activity(f"decision-{d.id}", d.recorded_at, model, kind, text, version, rule, d.request_id or "", end)
+        )
     for number, job, step in store.recent_steps(model, limit):
         if step.to_state in _STATES:
             kind, text = _STATES[step.to_state], f"{step.to_state.value.replace('_', ' ')}: {step.detail}"

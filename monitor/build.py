@@ -13,6 +13,8 @@ from pathlib import Path
 
 import structlog
 
+from monitor.activity import activities
+from monitor.annotations import Annotator, GrafanaAnnotations, SentLog
 from monitor.config import LoadedConfig
 from monitor.daemon import Daemon
 from monitor.errors import ConfigError, TransientError
@@ -71,6 +73,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         history = partial(job_history, store)
         return ModelEvaluator(plan, lake.clone(), ledger, workers, metrics, history, on_breach)
 
+    stop = threading.Event()
     daemon = Daemon(
         loaded=loaded,
         config_path=config_path,
@@ -87,7 +90,8 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
         observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
-        stop=threading.Event(),
+        annotator=_annotator(config, ledger, store, metrics, stop),
+        stop=stop,
         reload=threading.Event(),
     )
     daemon.declare()
@@ -138,6 +142,15 @@ def _supervisor(
         config.state.absolute() / "jobs" / "logs",
         metrics,
     )
+
+
+def _annotator(
+    config: Config, ledger: Ledger, store: Store, metrics: Metrics, stop: threading.Event
+) -> Annotator | None:
+    if (grafana := config.grafana) is None:
+        return None
+    sink = GrafanaAnnotations(grafana.url, grafana.token.reveal())
+    return Annotator(sink, SentLog(store.engine), partial(activities, ledger, store), metrics, stop, grafana.dashboard)
 
 
 def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:

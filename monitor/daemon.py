@@ -25,6 +25,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from monitor.actions import Actions
+from monitor.annotations import Annotator
 from monitor.config import LoadedConfig, load
 from monitor.errors import ConfigError, TransientError
 from monitor.evaluator import ModelEvaluator
@@ -70,6 +71,7 @@ class Daemon:
     supervisor: Supervisor
     observer: Observer
     listener: socket.socket
+    annotator: Annotator | None
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -126,6 +128,8 @@ class Daemon:
         every = self.config.daemon.tick.total_seconds()
         scheduler.add_job(self.tick, IntervalTrigger(seconds=every), id="tick", next_run_time=now)
         scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
+        if self.annotator is not None:  # a job of its own: a Grafana that hangs keeps nothing else waiting
+            scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
         self._schedule_retrains(scheduler)
@@ -178,6 +182,14 @@ class Daemon:
         except TransientError as exc:
             self.metrics.ready.bad("control", str(exc))
             log.warning("supervision_failed", detail=str(exc))
+
+    def annotate(self) -> None:
+        """Tell Grafana what happened. Only the leader does, so that it hears everything once."""
+        if self.leads and self.annotator is not None:
+            try:
+                self.annotator.send(list(self.evaluators), datetime.now(UTC))
+            except TransientError as exc:  # `supervise` says so, and the readiness of `control`
+                log.debug("annotations_waiting", detail=str(exc))
 
     def maintain(self) -> None:
         """Compact, expire and vacuum the lake; drop old reports."""
@@ -276,7 +288,7 @@ class Daemon:
         log.info("config_reloaded", digest=self.config.digest())
 
 
-_FIXED = ("daemon", "http", "lake", "source", "mlflow")
+_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana")
 
 
 def _serve(daemon: Daemon) -> Any:

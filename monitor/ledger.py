@@ -305,9 +305,15 @@ class Ledger:
             return [dict(r) for r in db.execute(query).mappings()]
 
     def lead(self, name: str, holder: str, now: datetime, until: datetime) -> bool:
-        """Take or keep the lease `name`; False while somebody else holds it."""
-        with writing(self._engine) as db:
+        """Take or keep the lease `name` until `until`; False while somebody else holds it.
+
+        One's own lease is renewed when half of it is over: a process that is frozen while it writes blocks everybody.
+        """
+        with reading(self._engine) as db:
             found = db.execute(select(_leases).where(_leases.c.name == name)).mappings().first()
+        if found is not None and found["holder"] == holder and found["until"] - now > (until - now) / 2:
+            return True
+        with writing(self._engine) as db:
             if found is None:
                 try:
                     with db.begin_nested():

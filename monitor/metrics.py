@@ -290,6 +290,7 @@ class Metrics:
         )
         self.jobs = Gauge("driftd_jobs", "Retrain jobs by state", ("model", "state"), registry=r)
         self.job_process_exits = Counter("driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r)
+        self.annotations = Counter("driftd_annotations", "Annotations sent to Grafana", ("outcome",), registry=r)
         self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
 
     def declare(self, version: str, models: Mapping[str, Iterable[Rule]]) -> None:
@@ -304,6 +305,8 @@ class Metrics:
                 self.job_process_exits,
             ):
                 counter.labels(outcome)
+        for outcome in ("sent", "failed"):
+            self.annotations.labels(outcome)
         for kind in ("refused", "unavailable", "unreadable_file", "replaced_file"):
             self.source_errors.labels(kind)
         for kind in ("assigned", "revoked", "lost"):

@@ -370,6 +370,19 @@ class MlflowConfig(Section):
     tracking_uri: str | None = Field(None, description="MLflow server or store; default: SQLite in the state folder")
 
 
+class GrafanaConfig(Section):
+    """Where annotations go: what happened to a model, on the dashboards."""
+
+    url: str = Field(
+        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$",
+        description="Grafana's address, with its path if it has one; absent: nothing is sent",
+    )
+    token: Secret = Field(description="token of a Grafana service account that may write annotations")
+    dashboard: str | None = Field(
+        None, min_length=1, max_length=40, description="uid of the one dashboard to annotate; default: every one"
+    )
+
+
 class DaemonConfig(Section):
     state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
     tick: Duration = Field(
@@ -389,6 +402,7 @@ class Config(Section):
     lake: LakeConfig = LakeConfig()
     source: SourceConfig = SourceConfig()
     mlflow: MlflowConfig = MlflowConfig()
+    grafana: GrafanaConfig | None = None
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
 
     @property

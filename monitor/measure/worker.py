@@ -159,27 +159,29 @@ def _label_delay(outcomes: pl.DataFrame) -> Measurement:
 def reference_of(task: MeasureTask) -> tuple[str, Reference] | None:
     """The frozen reference of the task's version and its name; None when a warm-up must make one first."""
     source, version = task.reference, task.key.version
-    folder = Path(source.folder) / version.replace("/", "_")
-    for stage in ("labelled", "registry", "warmup"):
-        frozen = folder / f"{stage}.parquet"
-        if frozen.exists():
-            return f"{stage}:{version}", _prepared(
-                str(frozen), frozen.stat().st_mtime_ns, task.schema, task.metrics, task.segment_min_rows,
-                source.max_rows,
-            )  # fmt: skip
-    if source.tracking_uri and _from_registry(source, version, folder / "registry.parquet"):
-        return reference_of(task)
-    if source.path:
-        path = Path(source.path)
-        return f"file:{path.name}", _prepared(
-            str(path),
-            path.stat().st_mtime_ns,
-            task.schema,
-            task.metrics,
-            task.segment_min_rows,
-            source.max_rows,
-        )
-    return None
+    if _frozen(source, version) is None and source.tracking_uri:
+        _from_registry(source, version, _folder(source, version) / "registry.parquet")
+    path = reference_file(source, version)
+    if path is None:
+        return None
+    name = f"{path.stem}:{version}" if path.parent == _folder(source, version) else f"file:{path.name}"
+    return name, _prepared(
+        str(path), path.stat().st_mtime_ns, task.schema, task.metrics, task.segment_min_rows, source.max_rows
+    )
+
+
+def reference_file(source: ReferenceSource, version: str) -> Path | None:
+    """The file that a version's windows are compared with, as far as it is here already."""
+    return _frozen(source, version) or (Path(source.path) if source.path else None)
+
+
+def _frozen(source: ReferenceSource, version: str) -> Path | None:
+    files = (_folder(source, version) / f"{stage}.parquet" for stage in ("labelled", "registry", "warmup"))
+    return next((f for f in files if f.exists()), None)
+
+
+def _folder(source: ReferenceSource, version: str) -> Path:
+    return Path(source.folder) / version.replace("/", "_")
 
 
 def _from_registry(source: ReferenceSource, version: str, target: Path) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +20,8 @@ from starlette.staticfiles import StaticFiles
 
 from monitor.errors import TransientError
 from monitor.metrics import Metrics
-from monitor.web.page import render
+from monitor.web.page import CONTENT_SECURITY_POLICY, render
+from monitor.web.views import days_of
 
 
 class WebActions(Protocol):
@@ -27,6 +30,9 @@ class WebActions(Protocol):
     def alive(self) -> str: ...
     def ready(self) -> Mapping[str, str]: ...
     def status(self) -> dict[str, Any]: ...
+    def fleet(self) -> dict[str, Any]: ...
+    def timeline(self, model: str, days: int) -> dict[str, Any]: ...
+    def features(self, model: str, version: str, end: datetime) -> dict[str, Any]: ...
     def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
     def approve(self, job: str, actor: str) -> None: ...
     def reject(self, job: str, actor: str, reason: str) -> None: ...
@@ -49,8 +55,26 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
         body = {"ready": not bad, "components": {n: t or "ok" for n, t in components.items()}}
         return JSONResponse(body, status_code=503 if bad else 200)
 
-    async def page(_: Request) -> Response:
-        return HTMLResponse(render(await run_in_threadpool(actions.status)))
+    async def fleet_page(_: Request) -> Response:
+        return _page(render("fleet", await run_in_threadpool(actions.fleet)))
+
+    async def model_page(request: Request) -> Response:
+        name, days = request.path_params["model"], days_of(request.query_params.get("days"))
+        return _page(render("model", await run_in_threadpool(actions.timeline, name, days)))
+
+    async def fleet(_: Request) -> Response:
+        return OrjsonResponse(await run_in_threadpool(actions.fleet))
+
+    async def timeline(request: Request) -> Response:
+        name, days = request.path_params["model"], days_of(request.query_params.get("days"))
+        return OrjsonResponse(await run_in_threadpool(actions.timeline, name, days))
+
+    async def features(request: Request) -> Response:
+        version, end = request.query_params.get("version"), request.query_params.get("end", "")
+        if not version or not end.isdigit():
+            raise ValueError("give version= and end= (the window's end, in seconds since 1970)")
+        at = datetime.fromtimestamp(int(end), UTC)
+        return OrjsonResponse(await run_in_threadpool(actions.features, request.path_params["model"], version, at))
 
     async def status(_: Request) -> Response:
         return JSONResponse(await run_in_threadpool(actions.status))
@@ -97,17 +121,22 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
     reports.mkdir(parents=True, exist_ok=True)
     return Starlette(
         routes=[
-            Route("/", page),
+            Route("/", fleet_page),
+            Route("/models/{model}", model_page),
             Route("/metrics", metrics_route),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/api/v1/status", status),
+            Route("/api/v1/fleet", fleet),
+            Route("/api/v1/models/{model}/timeline", timeline),
+            Route("/api/v1/models/{model}/features", features),
             Route("/api/v1/models/{model}", model),
             Route("/api/v1/models/{model}/retrain", retrain, methods=["POST"]),
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),
             Route("/api/v1/jobs/{job}/approve", approve, methods=["POST"]),
             Route("/api/v1/jobs/{job}/reject", reject, methods=["POST"]),
-            Mount("/reports", StaticFiles(directory=reports)),
+            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+            Mount("/reports", _Sandboxed(directory=reports)),
         ],
         exception_handlers={
             HTTPException: _problem,
@@ -115,6 +144,30 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             LookupError: _not_found,
             ValueError: _conflict,
         },
+    )
+
+
+class OrjsonResponse(Response):
+    """Datetimes and long columns of numbers, several times faster than the standard library."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+class _Sandboxed(StaticFiles):
+    """Reports hold scripts of Evidently's and text from events: they run, but not as part of this page."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Content-Security-Policy"] = "sandbox allow-scripts allow-popups allow-downloads"
+        return response
+
+
+def _page(html: str) -> Response:
+    return HTMLResponse(
+        html, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
     )
 
 

@@ -1,0 +1,255 @@
+// One model: charts over time, features of one window, decisions, jobs.
+import { ask } from "./actions.js";
+import { heat, lines, MARKS, phases } from "./charts.js";
+import { ago, clock, get, h, number, percent, pill, shares, spark } from "./dom.js";
+
+const EVERY = 10_000, SHOWN = 20;
+const RANGES = [1, 7, 30];
+
+export async function showModel(main, name, first) {
+  const page = new ModelPage(main, name, first);
+  page.draw();
+  setInterval(() => page.refresh(), EVERY);
+  addEventListener("resize", debounce(() => page.drawCharts(), 150));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.drawCharts());
+}
+
+class ModelPage {
+  constructor(main, name, first) {
+    Object.assign(this, { main, name, data: first, days: first.days, picked: null, plots: [], all: false, shapes: null });
+    this.api = `/api/v1/models/${encodeURIComponent(name)}`;
+    const part = () => h("section", {});
+    this.parts = { head: part(), charts: part(), features: part(), rules: part(), segments: part(), log: part(), jobs: part(), more: part() };
+    this.problem = h("div", { role: "alert" });
+    main.replaceChildren(this.problem, ...Object.values(this.parts));
+  }
+
+  async refresh(days = this.days) {
+    try {
+      const before = this.newest();
+      this.data = await get(`${this.api}/timeline?days=${days}`);
+      this.days = days;
+      this.problem.replaceChildren();
+      if (this.picked !== null && this.picked >= this.data.windows.end.length) this.picked = null;
+      if (this.newest() !== before && this.picked === null) this.shapes = null;
+      this.draw();
+    } catch (error) {
+      this.problem.replaceChildren(h("p", { class: "notice" }, `Not refreshed: ${error.message}`));
+    }
+  }
+
+  newest() {
+    return this.data.windows.end.at(-1) ?? null;
+  }
+
+  at() {
+    return this.picked ?? this.data.windows.end.length - 1;
+  }
+
+  draw() {
+    const { data } = this;
+    document.title = `${data.model} · driftd`;
+    this.drawHead();
+    this.drawCharts();
+    this.drawFeatures();
+    this.drawRules();
+    this.drawSegments();
+    this.drawLog();
+    this.drawJobs();
+  }
+
+  drawHead() {
+    const { data } = this, waiting = data.jobs.find((j) => j.state === "awaiting_approval");
+    const done = () => setTimeout(() => this.refresh(), 800);
+    const act = (title, path, explain, reason = true) => () => ask(title, path, { explain, reason, done });
+    const buttons = [
+      h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Cooldown and budget still apply.`) }, "Retrain…"),
+      h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make the previous version of ${data.model} the champion again.`) }, "Roll back…"),
+    ];
+    if (waiting) {
+      const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
+      buttons.unshift(
+        h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`, false) }, "Approve…"),
+        h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}.`) }, "Reject…"),
+      );
+    }
+    keepFocus(this.parts.head, [
+      h("p", { class: "soft" }, h("a", { href: "/" }, "All models"), ` / ${data.model}`),
+      h("h1", {}, data.model, pill(data.state), h("span", { class: "soft" }, data.champion ? `champion: version ${data.champion}` : "no champion recorded yet")),
+      h("p", { class: "words" }, data.summary),
+      h("div", { class: "toolbar" }, buttons),
+    ]);
+  }
+
+  drawCharts() {
+    const { data } = this, w = data.windows, box = this.parts.charts;
+    const choice = h("span", { class: "choice", role: "group", "aria-label": "Days shown" }, RANGES.map((d) =>
+      h("button", { "aria-pressed": String(d === this.days), onclick: () => this.refresh(d) }, d === 1 ? "1 day" : `${d} days`)));
+    const head = h("h2", {}, "Over time ", h("small", {}, "UTC, by end of window · click a window to see its features "));
+    this.plots.forEach((p) => p.destroy());
+    this.plots = [];
+    if (!w.end.length) {
+      keepFocus(box, [head, h("p", {}, choice), h("p", { class: "empty" }, `No window of the last ${this.days} day(s) has been measured. Windows are ${duration(data.window_seconds)} long; events come in as docs/events.md describes.`)]);
+      return;
+    }
+    const holders = { performance: h("div", { class: "chart" }), share: h("div", { class: "chart" }), rules: h("div", { class: "chart" }), heat: h("div", { class: "chart" }) };
+    const titled = (title, key, element) => [h("h2", {}, title), key ? h("div", { class: "legend" }, key) : "", element];
+    const key = (style, kind, text) => h("span", {}, h("i", { class: kind, style }), text);
+    const marks = data.marks;
+    const kinds = [...new Set(marks.map((m) => m.kind))].filter((k) => MARKS[k]);
+    const legend = [
+      key("border-color: var(--measured)", "", data.metric), key("", "band", "95 % interval"), key("border-color: var(--firing)", "dashed", "rule's limit"),
+      ...kinds.map((k) => key(`border-color: var(${MARKS[k][0]})`, k === "promoted" ? "" : "dashed", MARKS[k][1])),
+    ];
+    keepFocus(box, [
+      head, h("p", {}, choice),
+      titled(`Performance: ${data.metric}`, legend, holders.performance),
+      titled("Features drifted", [key("border-color: var(--measured)", "", "share of the features"), key("border-color: var(--firing)", "dashed", "rule's limit")], holders.share),
+      data.rules.length ? titled("Rules", [key("border-color: var(--firing)", "", "firing"), key("border-color: var(--pending)", "", "pending")], holders.rules) : "",
+      titled("Drift by feature", [key("border-color: var(--firing)", "", "drifted, the darker the further beyond its threshold"), key("border-color: var(--ok-tint)", "", "not drifted")], holders.heat),
+    ]);
+    const [from, to] = span(w.end, data.window_seconds);
+    const common = { x: w.end, from, to, marks, picked: () => this.at(), onPick: (i) => this.pick(i) };
+    const perf = w.performance[data.metric];
+    this.plots.push(lines(holders.performance, {
+      ...common, height: 230, format: (v) => number(v), bands: [{ series: [3, 2], fill: getComputedStyle(document.documentElement).getPropertyValue("--band").trim() }],
+      series: [
+        { label: data.metric, values: perf.value, colour: "--measured", gaps: true },
+        { label: "lower", values: perf.lower, hidden: true, gaps: true },
+        { label: "upper", values: perf.upper, hidden: true, gaps: true },
+        { label: "limit", values: w.limit, colour: "--firing", dash: [6, 4], gaps: true },
+      ],
+    }));
+    const limit = data.rules.find((r) => r.measure === "drift_share" && r.above !== null);
+    this.plots.push(lines(holders.share, {
+      ...common, height: 150, format: (v) => percent(v), range: [0, 1],
+      series: [
+        { label: "drifted", values: w.drift_share, colour: "--measured" },
+        { label: "limit", values: w.end.map(() => limit?.above ?? null), colour: "--firing", dash: [6, 4] },
+      ],
+    }));
+    if (data.rules.length) this.plots.push(phases(holders.rules, { ...common, rules: data.rules }));
+    this.plots.push(heat(holders.heat, { ...common, features: data.features.slice(0, SHOWN) }));
+  }
+
+  pick(index) {
+    this.picked = index === this.data.windows.end.length - 1 ? null : index;
+    this.shapes = null;
+    this.plots.forEach((p) => p.redraw(false));
+    this.drawFeatures();
+  }
+
+  async drawFeatures() {
+    const { data } = this, w = data.windows, box = this.parts.features, at = this.at();
+    if (at < 0) return box.replaceChildren();
+    const [end, version] = [w.end[at], w.version[at]];
+    const step = (by) => () => this.pick(Math.min(w.end.length - 1, Math.max(0, at + by)));
+    const reports = data.reports.find((r) => r.name === `${version}-${clock(end).replace(/[- :]/g, "").replace(/^(\d{8})/, "$1T")}00`);
+    const shown = this.all ? data.features : data.features.slice(0, SHOWN);
+    const head = h("tr", {}, ["feature", "drift against its threshold", "method", "over time", "window (filled) and reference (line)", "missing", "unseen or out of range"].map((t) => h("th", { scope: "col" }, t)));
+    const rows = shown.map((f) => this.featureRow(f, at));
+    keepFocus(box, [
+      h("h2", {}, "Features ", h("small", {}, `window that ended ${clock(end)}, version ${version}${this.picked === null ? " (newest)" : ""}`)),
+      h("div", { class: "toolbar" },
+        h("button", { onclick: step(-1), disabled: at === 0 }, "Earlier window"),
+        h("button", { onclick: step(1), disabled: at === w.end.length - 1 }, "Later window"),
+        reports ? h("a", { class: "button", href: reports.url }, "Evidently report of this window") : ""),
+      h("div", { class: "table-box" }, h("table", { class: "plain" }, h("thead", {}, head), h("tbody", {}, rows))),
+      data.features.length > SHOWN ? h("p", {}, h("button", { onclick: () => { this.all = !this.all; this.drawFeatures(); } }, this.all ? "Show fewer" : `Show all ${data.features.length} features`)) : "",
+      h("p", { class: "answer soft", role: "status" }, this.shapes?.error ?? (this.shapes && !this.shapes.reference_rows ? "No reference yet: it is made from the first windows." : "")),
+    ]);
+    if (!this.shapes || this.shapes.at !== `${version}/${end}`) {
+      const asked = `${version}/${end}`;
+      this.shapes = { at: asked, features: {} };
+      try {
+        const found = await get(`${this.api}/features?version=${encodeURIComponent(version)}&end=${end}`);
+        if (this.shapes.at === asked) this.shapes = { ...found, at: asked };
+      } catch (error) {
+        this.shapes = { at: asked, features: {}, error: error.message };
+      }
+      this.drawFeatures();
+    }
+  }
+
+  featureRow(f, at) {
+    const value = f.history[at] ?? null, drifted = f.drifted_history[at], shape = this.shapes?.features[f.feature];
+    const share = value === null || !f.threshold ? 0 : Math.min(1, value / (2 * f.threshold));
+    const gauge = h("span", { class: `gauge ${drifted ? "breach" : ""}`, title: f.threshold ? `threshold ${number(f.threshold)}` : "" }, h("b", { style: `width: ${100 * share}%` }), f.threshold ? h("s", { style: "left: 50%" }) : "");
+    const odd = [f.unseen, f.out_of_range].filter((v) => v !== null && v !== undefined);
+    return h("tr", {},
+      h("td", {}, f.feature),
+      h("td", { class: "tight numbers" }, gauge, " ", h("span", { class: drifted ? "breach" : "" }, value === null ? f.reason || "–" : number(value), drifted ? " drifted" : "")),
+      h("td", { class: "soft tight" }, f.method || "–"),
+      h("td", {}, spark(f.history, 110, 26)),
+      h("td", { style: "width: 232px; height: 56px" }, shape ? shares(shape) : ""),
+      h("td", { class: "number" }, percent(f.missing)),
+      h("td", { class: "number" }, odd.length ? percent(Math.max(...odd)) : "–"));
+  }
+
+  drawRules() {
+    const limit = (r) => (r.above !== null ? `above ${number(r.above)}` : r.below !== null ? `below ${number(r.below)}` : "its method's threshold");
+    const rows = this.data.rules.map((r) => h("tr", {}, h("td", {}, pill(r.phase)), h("td", {}, r.rule), h("td", {}, [r.measure.replaceAll("_", " "), r.subject, limit(r)].filter(Boolean).join(" ")), h("td", {}, r.for), h("td", {}, r.severity), h("td", {}, r.action), h("td", { class: "soft" }, r.reason)));
+    keepFocus(this.parts.rules, [h("h2", {}, "Rules"), rows.length ? plain(["phase", "rule", "breaches when", "for", "severity", "action", "last judged"], rows) : h("p", { class: "empty" }, "This model has no rules.")]);
+  }
+
+  drawSegments() {
+    const rows = this.data.segments.map((s) => h("tr", {}, h("td", {}, s.segment), h("td", { class: "number" }, number(s.value)), h("td", { class: "number" }, s.lower === null || s.lower === undefined ? "–" : `${number(s.lower)} to ${number(s.upper)}`), h("td", { class: "number" }, number(s.drop)), h("td", { class: "number" }, number(s.rows)), h("td", { class: "soft" }, s.reason || "")));
+    this.parts.segments.replaceChildren(...(rows.length ? [h("h2", {}, "Segments ", h("small", {}, `${this.data.metric}, newest window, worst first`)), plain(["segment", "value", "95 % interval", "worse than reference by", "rows", ""], rows)] : []));
+  }
+
+  drawLog() {
+    const items = this.data.activity.map((a) => h("li", {}, h("time", { datetime: a.at, title: ago(a.at) }, clock(a.at)), h("span", { class: a.kind }, h("span", { class: "mark" }), h("span", { class: "text" }, a.text))));
+    keepFocus(this.parts.log, [h("h2", {}, "What happened, and why"), items.length ? h("ol", { class: "log" }, items) : h("p", { class: "empty" }, "Nothing yet: no rule has fired and nobody has asked for a retrain.")]);
+  }
+
+  drawJobs() {
+    const { data } = this, open = new Set([...this.parts.jobs.querySelectorAll("details[open]")].map((d) => d.dataset.id));
+    const jobs = data.jobs.map((j, i) => this.job(j, open.size ? open.has(j.id) : i === 0));
+    const champions = data.champions.map((c) => h("tr", {}, h("td", { class: "tight" }, clock(c.since)), h("td", {}, `version ${c.version}`), h("td", {}, c.by), h("td", { class: "soft" }, c.reason)));
+    keepFocus(this.parts.jobs, [
+      h("h2", {}, "Retrain jobs"),
+      jobs.length ? jobs : h("p", { class: "empty" }, "No job yet."),
+      champions.length ? [h("h2", {}, "Champions"), plain(["since", "version", "by", "why"], champions)] : [],
+      data.reports.length ? [h("h2", {}, "Evidently reports"), h("p", {}, data.reports.slice(0, 12).map((r) => [h("a", { href: r.url }, r.name), " "]))] : [],
+    ]);
+  }
+
+  job(j, open) {
+    const gates = (j.gates ?? []).map((g) => h("tr", {}, h("td", {}, pill(g.passed ? "ok" : "failed")), h("td", {}, g.name), h("td", { class: "number" }, number(g.value)), h("td", { class: "number" }, g.interval ? `${number(g.interval[0])} to ${number(g.interval[1])}` : "–"), h("td", { class: "number" }, number(g.limit)), h("td", { class: "soft" }, g.detail)));
+    const steps = j.steps.map((s) => h("tr", {}, h("td", { class: "tight" }, clock(s.at)), h("td", {}, s.state.replaceAll("_", " ")), h("td", {}, s.actor), h("td", { class: "soft" }, s.detail)));
+    return h("details", { class: "job", open, "data-id": j.id },
+      h("summary", {}, pill(j.state), h("span", {}, j.id), h("span", { class: "soft" }, `${clock(j.created_at)} · ${j.reason}`)),
+      h("div", { class: "inside" },
+        j.error ? h("p", { class: "failed" }, j.error) : "",
+        j.waiting ? h("p", { class: "soft" }, `waits: ${j.waiting}`) : "",
+        gates.length ? plain(["gate", "", "value", "interval", "limit", ""], gates) : h("p", { class: "soft" }, "No gate was judged."),
+        h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : ""),
+        plain(["at", "state", "by", ""], steps)));
+  }
+}
+
+const plain = (heads, rows) => h("div", { class: "table-box" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col" }, t)))), h("tbody", {}, rows)));
+
+// Redrawing must not take the keyboard's place away: the same button, by its text, keeps the focus.
+function keepFocus(box, children) {
+  const held = box.contains(document.activeElement) ? document.activeElement.textContent : null;
+  box.replaceChildren(...children.flat(3).filter((c) => c !== ""));
+  if (held !== null) [...box.querySelectorAll("button, a, summary")].find((b) => b.textContent === held)?.focus({ preventScroll: true });
+}
+
+function span(ends, size) {
+  return [Math.min(ends[0] - size, ends.at(-1) - 3 * size), ends.at(-1) + size / 2];
+}
+
+function duration(seconds) {
+  const [size, unit] = [[86400, "day(s)"], [3600, "hour(s)"], [60, "minute(s)"], [1, "second(s)"]].find(([s]) => seconds >= s);
+  return `${number(seconds / size, 1)} ${unit}`;
+}
+
+function debounce(action, wait) {
+  let timer;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(action, wait);
+  };
+}
