@@ -27,7 +27,8 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ROWS = ("ingest", "window", "tick", "memory")
+ROWS = ("ingest", "window", "tick", "memory", "page")
+UNITS = {"megabytes": " MB", "milliseconds": " ms", "ratio": "x"}
 LIBRARIES = ("kafka-python", "polars", "deltalake", "pyarrow", "evidently", "pandas", "numpy")
 
 Results = dict[str, Any]
@@ -107,12 +108,11 @@ COLUMNS = ("what", "driftd", "against", "result", "at least", "aim")
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """A row of the table, in words."""
-    unit = " MB" if "megabytes" in row else "x"
-    value = row.get("megabytes", row.get("ratio"))
+    value, unit = _value(row)
     bound = "≤ " if row.get("less_is_better") else "≥ "
     return [
         row["what"],
-        _amount(row, "ours", "megabytes", "last_quarter_megabytes"),
+        _amount(row, "ours", "megabytes", "last_quarter_megabytes", "milliseconds"),
         _amount(row, "theirs", "", "second_quarter_megabytes"),
         _figure(value, unit) + _spread(row) + ("" if _holds(row, row["at_least"]) else ", missed"),
         bound + _figure(row["at_least"], unit),
@@ -120,13 +120,19 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _amount(row: dict[str, Any], who: str, *megabytes: str) -> str:
+def _value(row: dict[str, Any]) -> tuple[float, str]:
+    """What is held against the bounds, and its unit."""
+    key = next(k for k in UNITS if k in row)
+    return row[key], UNITS[key]
+
+
+def _amount(row: dict[str, Any], who: str, *keys: str) -> str:
     if f"{who}_per_s" in row:
         return f"{row[f'{who}_per_s']:,.0f}/s"
     if f"{who}_s" in row:
         seconds = row[f"{who}_s"]
         return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-    return next((f"{row[key]:.0f} MB" for key in megabytes if key in row), "")
+    return next((f"{row[key]:.0f}{' ms' if key == 'milliseconds' else ' MB'}" for key in keys if key in row), "")
 
 
 def _spread(row: dict[str, Any]) -> str:
@@ -136,11 +142,11 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def _figure(value: Any, unit: str) -> str:
-    return f"{value:.0f}{unit}" if unit == " MB" or value >= 10 else f"{value:.2f}{unit}"
+    return f"{value:.0f}{unit}" if unit != "x" or value >= 10 else f"{value:.2f}{unit}"
 
 
 def _holds(row: dict[str, Any], bound: float) -> bool:
-    value = row["megabytes"] if "megabytes" in row else row["ratio"]
+    value, _ = _value(row)
     return bool(value <= bound if row.get("less_is_better") else value >= bound)
 
 

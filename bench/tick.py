@@ -22,11 +22,12 @@ import polars as pl
 from bench.events import MODEL, SCHEMA, VERSION, columns
 from bench.say import Say, quietly
 from monitor.config import from_dict
-from monitor.evaluator import ModelEvaluator, _measurement_rows
+from monitor.evaluator import ModelEvaluator
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
 from monitor.measure.worker import MeasureResult
 from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.measurement_table import to_rows
 from monitor.metrics import Metrics
 from monitor.outcomes import OutcomeWriter
 from monitor.plan import ModelPlan, plans
@@ -184,7 +185,7 @@ def _measured(start: datetime, performance: bool) -> pl.DataFrame:
     )
     key = WindowKey(MODEL, VERSION, start, start + timedelta(hours=1))
     result = MeasureResult(key, performance, rows, rows, "file", found)
-    return _measurement_rows(result, PERFORMANCE if performance else DRIFT, True, BEGIN)
+    return to_rows(result, PERFORMANCE if performance else DRIFT, True, BEGIN)
 
 
 def _plan(folder: Path) -> ModelPlan:

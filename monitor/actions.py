@@ -8,12 +8,17 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
+from monitor.errors import TransientError
 from monitor.operate import request_retrain
 from monitor.status import model_status
 from monitor.web.views import Views
 
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
+
+log = structlog.get_logger()
 
 ALIVE_WITHIN = 120.0
 """Seconds without a poll of the source after which the daemon counts as hung."""
@@ -43,6 +48,13 @@ class Actions:
     def status(self) -> dict[str, Any]:
         daemon = self._daemon
         return {"models": {m: model_status(m, daemon.ledger, daemon.store) for m in daemon.evaluators}}
+
+    def read_ahead(self) -> None:
+        """Read what the first look at the page would otherwise wait for."""
+        try:
+            self.fleet()
+        except TransientError as exc:
+            log.info("page_not_read_ahead", detail=str(exc))
 
     def fleet(self) -> dict[str, Any]:
         return self._views.fleet(datetime.now(UTC))

@@ -334,6 +334,11 @@ def replay_letters(reason: str | None, as_json: bool, loaded: LoadedConfig) -> N
 @click.option("--kafka", metavar="HOST:PORT", default=None, help="Send events through this broker instead of files.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the summary here.")
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Keep everything here.")
+@click.option(
+    "--wait/--no-wait",
+    default=None,
+    help="Keep the status page open at the end until Ctrl-C; the default in a terminal.",
+)
 def demo(
     stream: Path | None,
     target: str | None,
@@ -344,6 +349,7 @@ def demo(
     kafka: str | None,
     json_path: Path | None,
     folder: Path | None,
+    wait: bool | None,
 ) -> None:
     """Tell the whole story live: a model is served, the world drifts, driftd retrains it.
 
@@ -352,7 +358,8 @@ def demo(
     """
     if stream is not None and target is None:
         raise click.UsageError("--stream needs --target COLUMN")
-    from monitor.demo.story import DemoOptions, tell
+    from monitor.demo.stage import DemoOptions
+    from monitor.demo.story import tell
 
     tell(
         DemoOptions(
@@ -365,6 +372,7 @@ def demo(
             kafka=kafka,
             json_path=json_path,
             folder=folder,
+            wait=sys.stdin.isatty() and sys.stdout.isatty() if wait is None else wait,
         )
     )
 

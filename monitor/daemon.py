@@ -93,10 +93,11 @@ class Daemon:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
-        server = _serve(self)
+        actions = Actions(self)
+        server = _serve(self, actions)
         ingest = threading.Thread(target=self._guard(lambda: self.ingest.run(self.stop)), name="ingest")
         ingest.start()
-        self.scheduler = scheduler = self._schedule()
+        self.scheduler = scheduler = self._schedule(actions)
         (self.folder.path / "url").write_text(self.url)
         log.info("daemon_started", url=self.url, models=sorted(self.evaluators), config=self.config.digest())
         while not self.stop.wait(0.2):
@@ -119,7 +120,7 @@ class Daemon:
 
     # -- periodic work
 
-    def _schedule(self) -> BackgroundScheduler:
+    def _schedule(self, actions: Actions) -> BackgroundScheduler:
         scheduler = BackgroundScheduler(
             timezone=UTC, job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         )
@@ -132,6 +133,7 @@ class Daemon:
             scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
+        scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
         self._schedule_retrains(scheduler)
         scheduler.start()
         return scheduler
@@ -291,11 +293,11 @@ class Daemon:
 _FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana")
 
 
-def _serve(daemon: Daemon) -> Any:
+def _serve(daemon: Daemon, actions: Actions) -> Any:
     import uvicorn
 
     token = daemon.config.http.token
-    app = build_app(daemon.metrics, Actions(daemon), daemon.folder.reports, token.reveal() if token else None)
+    app = build_app(daemon.metrics, actions, daemon.folder.reports, token.reveal() if token else None)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     threading.Thread(target=server.run, kwargs={"sockets": [daemon.listener]}, name="http", daemon=True).start()
     return server

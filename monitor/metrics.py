@@ -186,6 +186,7 @@ class Metrics:
         self.config_info = Gauge("driftd_config_info", "Digest of the config in force", ("digest",), registry=r)
         self.config_reloads = Counter("driftd_config_reloads", "Reloads by outcome", ("outcome",), registry=r)
         self.config_ok = Gauge("driftd_config_last_reload_successful", "0 after a reload that was refused", registry=r)
+        self.config_ok.set(1)  # nothing was refused yet
         self.ready = Readiness(Gauge("driftd_ready", "1 if the component works", ("component",), registry=r))
         self.leader = Gauge("driftd_leader", "1 on the replica that evaluates", registry=r)
 

@@ -7,32 +7,24 @@ hours would pass in production. Every figure printed is read from the daemon or 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import click
-import tomli_w
 from rich.console import Console
 
-from monitor.build import job_spec
 from monitor.config import LoadedConfig, load
-from monitor.demo.world import World, WorldError, invented, recorded
+from monitor.demo.actors import daemon_process, scoring_service
+from monitor.demo.stage import DemoOptions, Stage, set_up
+from monitor.demo.world import WorldError, invented, recorded
 from monitor.lake import Lake, Table
 from monitor.measurement import Measure
 from monitor.plan import plans
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.schema import Task
 
 SETTLE_WITHIN = 120.0
 """Seconds the daemon may take over a window of events before the demo gives up."""
@@ -43,38 +35,6 @@ _EXPECTED = {"job_in_flight", "superseded"}
 _ENDED = {"promoted", "rejected", "failed", "watched", "rolled_back"}
 
 
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
-    stream: Path | None
-    target: str | None
-    drop: tuple[str, ...]
-    train_share: float
-    label_delay: int | None
-    window_rows: int | None
-    kafka: str | None
-    json_path: Path | None
-    folder: Path | None
-
-
-@dataclass(slots=True)
-class Stage:
-    """Where the demo plays: its folder, clock and sizes in rows."""
-
-    world: World
-    folder: Path
-    first_row: int
-    window_rows: int
-    label_delay: int
-    start: datetime
-    options: DemoOptions
-    topics: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def last_row(self) -> int:
-        """Whole windows only."""
-        return self.first_row + (self.world.frame.height - self.first_row) // self.window_rows * self.window_rows
-
-
 def tell(options: DemoOptions) -> None:
     """Run the demo and print its story. Raises ClickException when the table or the broker cannot be used."""
     console = Console(highlight=False, soft_wrap=True)
@@ -82,7 +42,7 @@ def tell(options: DemoOptions) -> None:
         world = invented() if options.stream is None else recorded(options.stream, str(options.target), options.drop)
     except (WorldError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
-    stage = _set_up(world, options)
+    stage = set_up(world, options)
     console.print(f"[bold]driftd demo[/bold] · {world.name}: {world.schema.task.value}, "
                   f"{len(world.schema.features)} features, {world.frame.height:,} rows")  # fmt: skip
     for note in world.notes:
@@ -90,9 +50,10 @@ def tell(options: DemoOptions) -> None:
     console.print(f"  everything it makes is in {stage.folder}")
     began = time.monotonic()
     loaded = load(stage.folder / "config.toml")
-    with console.status("training and registering the first model"), _scorer(stage, loaded) as scorer:
+    with console.status("training and registering the first model"), scoring_service(stage, loaded) as scorer:
         console.print(f"  first model: version {scorer.registered}, trained on {stage.first_row:,} rows")
-        with _daemon(stage) as url:
+        with daemon_process(stage) as url:
+            console.print(f"  status page: {url}")
             console.print(f"  daemon at {url}, window = {stage.window_rows} rows, labels {stage.label_delay} rows late")
             console.print(
                 f"  performance = {world.metric} on the window's rows, as served · "
@@ -106,175 +67,20 @@ def tell(options: DemoOptions) -> None:
             windows = scorer.ask({"scores": stage.window_rows})["scores"]
             summary = teller.summary(windows)
             (stage.folder / "metrics.txt").write_text(_get(f"{url}/metrics"))
-    _print_end(console, stage, summary, time.monotonic() - began)
-    if options.json_path is not None:
-        options.json_path.write_text(json.dumps(summary, indent=2) + "\n")
+            _print_end(console, stage, summary, time.monotonic() - began)
+            if options.json_path is not None:
+                options.json_path.write_text(json.dumps(summary, indent=2) + "\n")
+            if options.wait:
+                _wait(console, f"{url}/models/{quote(world.schema.model)}")
 
 
-def _set_up(world: World, options: DemoOptions) -> Stage:
-    rows = world.frame.height
-    first_row = int(rows * options.train_share) if options.stream else 2400
-    window_rows = options.window_rows or (300 if options.stream is None else max(50, min(1000, rows // 60)))
-    label_delay = options.label_delay if options.label_delay is not None else window_rows // 3
-    if rows - first_row < 3 * window_rows:
-        raise click.ClickException(
-            f"{rows - first_row} rows are left after training, fewer than 3 windows of {window_rows}: "
-            f"lower --window-rows or --train-share"
-        )
-    folder = options.folder or Path(".driftd-demo") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    span = timedelta(seconds=rows - first_row + 2 * window_rows)
-    epoch = int((datetime.now(UTC) - span).timestamp()) // window_rows * window_rows
-    stage = Stage(world, folder, first_row, window_rows, label_delay, datetime.fromtimestamp(epoch, UTC), options)
-    if options.kafka:
-        stage.topics = _create_topics(options.kafka, folder.name)
-    (folder / "config.toml").write_text(tomli_w.dumps(_config(stage)))
-    return stage
-
-
-def _config(stage: Stage) -> dict[str, Any]:
-    """A configuration as an operator would write it; a window is as many seconds as it has rows."""
-    schema, rows = stage.world.schema, stage.window_rows
-    model: dict[str, Any] = {
-        "task": schema.task.value,
-        "metrics": [stage.world.metric, *_more_metrics(schema.task)],
-        "segments": list(schema.segments),
-        "features": {f.name: f.kind.value for f in schema.features},
-        "windows": {
-            "size": f"{rows}s",
-            "lateness": "0s",
-            "min_rows": max(20, rows // 4),
-            "max_delay": f"{stage.label_delay + 20 * rows}s",
-        },
-        "retrain": {
-            "cooldown": "0s",
-            "max_per_day": 10_000,
-            "stop_after_rejected": 8,
-            "min_rows": max(200, rows),
-            "max_rows": max(2000, 8 * rows),
-            "holdout_share": 0.1,  # the newest rows are precious right after a change
-            "holdout_min_rows": max(100, rows // 2),
-            "watch_rows": 2 * rows,
-        },
-    }
-    if schema.task is not Task.REGRESSION:
-        model["classes"] = list(schema.classes)
-    if schema.positive:
-        model["positive"] = schema.positive
-    source: dict[str, Any] = {"kind": "files", "batch_wait": "100ms", "max_age": "4000d"}
-    if stage.options.kafka:
-        source["kind"] = "kafka"
-        source["kafka"] = {
-            "bootstrap": [stage.options.kafka],
-            "group": f"driftd-demo-{stage.folder.name}",
-            "predictions": [stage.topics["predictions"]],
-            "labels": [stage.topics["labels"]],
-        }
-    return {
-        "daemon": {"state": str(stage.folder / "state"), "tick": "250ms", "log_format": "json"},
-        "http": {"port": 0},
-        "source": source,
-        "models": {schema.model: model},
-    }
-
-
-def _more_metrics(task: Task) -> list[str]:
-    return ["rmse", "r2"] if task is Task.REGRESSION else ["accuracy"]
-
-
-def _create_topics(bootstrap: str, name: str) -> dict[str, str]:
-    from kafka.admin import KafkaAdminClient, NewTopic
-    from kafka.errors import KafkaError, TopicAlreadyExistsError
-
-    topics = {s: f"driftd-demo-{name}-{s}" for s in ("predictions", "labels")}
+def _wait(console: Console, page: str) -> None:
+    """The daemon goes on and its page stays open until somebody has seen enough."""
+    console.print(f"\nThe status page stays open at [bold]{page}[/bold] · Ctrl-C ends the demo")
     try:
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-        try:
-            admin.create_topics([NewTopic(t, num_partitions=1, replication_factor=1) for t in topics.values()])
-        except TopicAlreadyExistsError:
-            pass
-        finally:
-            admin.close()
-    except KafkaError as exc:
-        raise click.ClickException(f"Kafka at {bootstrap}: {exc}") from exc
-    return topics
-
-
-class _Scorer:
-    """The scoring service's process and its line protocol."""
-
-    def __init__(self, process: subprocess.Popen[str], log: Path):
-        self._process = process
-        self._log = log
-        self.registered = self._read()["registered"]
-
-    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            tail = self._log.read_text().strip().splitlines()[-5:]
-            raise click.ClickException("the scoring service stopped:\n" + "\n".join(tail))
-        return dict(json.loads(line))
-
-
-@contextmanager
-def _scorer(stage: Stage, loaded: LoadedConfig) -> Iterator[_Scorer]:
-    options, model = stage.options, stage.world.schema.model
-    request = RetrainRequest(f"{model}-first", model, TriggerKind.MANUAL, "the first model", {}, datetime.now(UTC))
-    loaded.config.state.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "stream": str(options.stream) if options.stream else None,
-        "target": options.target,
-        "drop": list(options.drop),
-        "spec": job_spec(loaded, request).to_json(),
-        "control_url": loaded.config.control_url,
-        "events": str(loaded.config.events_path),
-        "kafka": {"bootstrap": options.kafka, "topics": stage.topics} if options.kafka else None,
-        "first_row": stage.first_row,
-        "start": stage.start.isoformat(),
-        "step": 1,
-        "label_delay": stage.label_delay,
-    }
-    path, log = stage.folder / "scorer.json", stage.folder / "scorer.log"
-    path.write_text(json.dumps(settings, indent=2))
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "monitor.demo.scorer", str(path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
-    try:
-        yield _Scorer(process, log)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _daemon(stage: Stage) -> Iterator[str]:
-    log = stage.folder / "daemon.log"
-    url_file = stage.folder / "state" / "url"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "monitor.cli", "--config", str(stage.folder / "config.toml"), "run"],
-            stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not url_file.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = log.read_text().strip().splitlines()[-5:]
-                raise click.ClickException("the daemon did not start:\n" + "\n".join(tail))
-            time.sleep(0.1)
-        yield url_file.read_text()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("ended")
 
 
 class Teller:
@@ -458,7 +264,7 @@ def _print_end(console: Console, stage: Stage, summary: dict[str, Any], seconds:
     console.print(f"  MLflow    mlflow ui --backend-store-uri sqlite:///{store}", soft_wrap=True)
     console.print(f"  report    {reports[0] if reports else '(none: no rule fired)'}", soft_wrap=True)
     console.print(f"  status    driftd --config {stage.folder / 'config.toml'} status", soft_wrap=True)
-    console.print(f"  daemon    driftd --config {stage.folder / 'config.toml'} run", soft_wrap=True)
+    console.print(f"  page      driftd --config {stage.folder / 'config.toml'} run", soft_wrap=True)
 
 
 def _get(url: str) -> str:

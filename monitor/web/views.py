@@ -6,7 +6,7 @@ Invariant: reads only. Numbers come from the measurements table, states and word
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class Views:
             "windows": _columns(frame, windows, plan),
             "features": _features(frame, windows, plan),
             "segments": _segments(frame, plan),
-            "rules": self._rules(plan, records.values()),
+            "rules": self._rules(plan, records.values(), _ends(windows)),
             "activity": [_activity(a) for a in done],
             "marks": _marks(done, windows),
             "jobs": [self._job(job) for job in status["jobs"][:20]],
@@ -174,10 +174,15 @@ class Views:
             raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(plans))}")
         return plans[model]
 
-    def _rules(self, plan: ModelPlan, records: Iterable[RuleRecord]) -> list[dict[str, Any]]:
+    def _rules(
+        self, plan: ModelPlan, records: Iterable[RuleRecord], ends: Mapping[str, datetime]
+    ) -> list[dict[str, Any]]:
         known = list(records)
         transitions = self._ledger.transitions(plan.model, 1000)
-        return [_rule(rule, known, [t for t in transitions if t["rule"] == rule.name]) for rule in plan.rules]
+        size = plan.windows.size
+        return [
+            _rule(rule, known, [t for t in transitions if t["rule"] == rule.name], ends, size) for rule in plan.rules
+        ]
 
     def _job(self, job: dict[str, Any]) -> dict[str, Any]:
         """A job with its gates, and its steps in words."""
@@ -200,7 +205,18 @@ class Views:
         return [{"name": p.stem, "url": f"/reports/{model}/{p.name}"} for p in found[:50]]
 
 
-def _rule(rule: Rule, records: Iterable[RuleRecord], transitions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _ends(windows: pl.DataFrame) -> dict[str, datetime]:
+    """The end of each version's newest window."""
+    return {str(version): end for version, end in windows.sort("window_end").iter_rows()}
+
+
+def _rule(
+    rule: Rule,
+    records: Iterable[RuleRecord],
+    transitions: Sequence[Mapping[str, Any]],
+    ends: Mapping[str, datetime],
+    size: timedelta,
+) -> dict[str, Any]:
     mine = [r for r in records if r.rule == rule.name]
     worst = max(mine, key=lambda r: _PHASES.index(r.state.phase), default=None)
     return {
@@ -214,14 +230,20 @@ def _rule(rule: Rule, records: Iterable[RuleRecord], transitions: Sequence[Mappi
         "action": rule.action.value,
         "phase": worst.state.phase.value if worst else Phase.INACTIVE.value,
         "reason": worst.reason if worst else "not judged yet",
-        "spans": _spans(mine, transitions),
+        "spans": _spans(mine, transitions, ends, size),
     }
 
 
-def _spans(records: Iterable[RuleRecord], transitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """When the rule was pending or firing on any version, in event time. `to` is None for what still is.
+def _spans(
+    records: Iterable[RuleRecord],
+    transitions: Sequence[Mapping[str, Any]],
+    ends: Mapping[str, datetime],
+    size: timedelta,
+) -> list[dict[str, Any]]:
+    """When the rule was pending or firing on any version, in event time: from the start of the first window that left
+    it so to the end of the last one, None for what still is.
 
-    A version that is gone took its rule state with it: its last span ends with the next version's first.
+    A version that is gone took its rule state with it: its last span ends with its last window.
     """
     live = {r.version for r in records}
     spans: list[dict[str, Any]] = []
@@ -229,12 +251,13 @@ def _spans(records: Iterable[RuleRecord], transitions: Sequence[Mapping[str, Any
         moves = sorted((t for t in transitions if t["version"] == version), key=lambda t: t["at"])
         for at, following in zip(moves, [*moves[1:], None], strict=True):
             if Phase(at["after"]) is not Phase.INACTIVE:
-                to = following["at"] if following else None if version in live else at["at"]
+                last = None if version in live else ends.get(version, at["at"])
+                to = following["at"] - size if following else last
                 spans.append(
                     {
                         "phase": at["after"],
                         "version": version,
-                        "from": int(at["at"].timestamp()),
+                        "from": int((at["at"] - size).timestamp()),
                         "to": int(to.timestamp()) if to else None,
                     }
                 )
@@ -269,9 +292,7 @@ def _marks(done: Sequence[Activity], windows: pl.DataFrame) -> list[dict[str, An
     began to serve; what has neither stands at the time it happened.
     """
     caused = {a.job: a.window_end for a in done if a.kind is ActivityKind.RETRAIN_REQUESTED and a.window_end}
-    began = {}
-    for version, end in windows.sort("window_end", descending=True).iter_rows():
-        began[version] = end
+    began = {str(version): end for version, end in windows.sort("window_end", descending=True).iter_rows()}
     marks = []
     for a in done:
         if a.kind in _MARKED:

@@ -15,7 +15,7 @@ export const MARKS = {
   rolled_back: ["--firing", "rolled back"],
 };
 
-function base(element, height, from, to, onPick) {
+function base(element, height, from, to, picked, onPick) {
   return {
     width: Math.max(260, element.clientWidth),
     height,
@@ -25,7 +25,14 @@ function base(element, height, from, to, onPick) {
     legend: { live: true },
     scales: { x: { time: true, range: [from, to] } },
     hooks: {
-      ready: [(u) => u.over.addEventListener("click", () => u.cursor.idx !== null && onPick(u.cursor.idx))],
+      ready: [
+        (u) => {
+          const rest = () => u.setLegend({ idx: picked() });
+          u.over.addEventListener("click", () => u.cursor.idx !== null && onPick(u.cursor.idx));
+          u.over.addEventListener("mouseleave", () => setTimeout(rest));
+          rest();
+        },
+      ],
       drawAxes: [],
       draw: [],
     },
@@ -36,9 +43,20 @@ function axes(format) {
   const grid = { stroke: colour("--line"), width: 1 }, stroke = colour("--soft");
   const font = "12px system-ui, sans-serif";
   return [
-    { stroke, grid, ticks: grid, font, space: 70 },
+    { stroke, grid, ticks: grid, font, space: 70, values: (u, ticks) => times(ticks) },
     { stroke, grid, ticks: grid, font, size: AXIS, values: (u, ticks) => ticks.map(format) },
   ];
+}
+
+// 24 hours, UTC; the date where it changes.
+function times(ticks) {
+  let day = "";
+  return ticks.map((t) => {
+    const [date, time] = [new Date(1e3 * t).toISOString().slice(5, 10), new Date(1e3 * t).toISOString().slice(11, 16)];
+    const text = ticks[1] - ticks[0] >= 86400 ? date : date === day ? time : `${time}\n${date}`;
+    day = date;
+    return text;
+  });
 }
 
 // A vertical line for each mark, under the data.
@@ -76,7 +94,7 @@ function drawPicked(picked) {
 }
 
 export function lines(element, { height, x, from, to, series, format, marks = [], bands = [], range, picked, onPick }) {
-  const options = base(element, height, from, to, onPick);
+  const options = base(element, height, from, to, picked, onPick);
   options.axes = axes(format);
   options.scales.y = range ? { range } : { range: (u, low, high) => padded(low, high) };
   options.bands = bands;
@@ -105,7 +123,7 @@ function padded(low, high) {
 
 // One row per rule; red where it fired, amber where it was pending.
 export function phases(element, { x, from, to, rules, picked, onPick }) {
-  const options = base(element, 34 + 26 * rules.length, from, to, onPick);
+  const options = base(element, 34 + 26 * rules.length, from, to, picked, onPick);
   options.legend = { show: false };
   const splits = rules.map((_, i) => i + 0.5);
   options.scales.y = { range: [0, rules.length] };
@@ -118,6 +136,7 @@ export function phases(element, { x, from, to, rules, picked, onPick }) {
     ctx.save();
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
     rules.forEach((rule, i) => {
       const top = bbox.top + i * row + row * 0.18, tall = row * 0.64;
       ctx.fillStyle = colour("--ok-tint");
@@ -139,7 +158,7 @@ export function phases(element, { x, from, to, rules, picked, onPick }) {
 
 // Features by windows: the darker, the further beyond its threshold.
 export function heat(element, { x, from, to, features, picked, onPick }) {
-  const options = base(element, 34 + 20 * features.length, from, to, onPick);
+  const options = base(element, 34 + 20 * features.length, from, to, picked, onPick);
   options.legend = { show: false };
   options.scales.y = { range: [0, features.length] };
   options.axes = axes(() => "");
@@ -151,6 +170,7 @@ export function heat(element, { x, from, to, features, picked, onPick }) {
     ctx.save();
     ctx.font = `${11.5 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
     features.forEach((f, i) => {
       const top = bbox.top + i * row;
       x.forEach((end, n) => {

@@ -146,7 +146,7 @@ class ModelPage {
     const step = (by) => () => this.pick(Math.min(w.end.length - 1, Math.max(0, at + by)));
     const reports = data.reports.find((r) => r.name === `${version}-${clock(end).replace(/[- :]/g, "").replace(/^(\d{8})/, "$1T")}00`);
     const shown = this.all ? data.features : data.features.slice(0, SHOWN);
-    const head = h("tr", {}, ["feature", "drift against its threshold", "method", "over time", "window (filled) and reference (line)", "missing", "unseen or out of range"].map((t) => h("th", { scope: "col" }, t)));
+    const head = h("tr", {}, ["feature", "drift against its threshold", "method", "over time", "window (filled) and reference (line)", "#missing", "#unseen or out of range"].map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))));
     const rows = shown.map((f) => this.featureRow(f, at));
     keepFocus(box, [
       h("h2", {}, "Features ", h("small", {}, `window that ended ${clock(end)}, version ${version}${this.picked === null ? " (newest)" : ""}`)),
@@ -194,7 +194,7 @@ class ModelPage {
 
   drawSegments() {
     const rows = this.data.segments.map((s) => h("tr", {}, h("td", {}, s.segment), h("td", { class: "number" }, number(s.value)), h("td", { class: "number" }, s.lower === null || s.lower === undefined ? "–" : `${number(s.lower)} to ${number(s.upper)}`), h("td", { class: "number" }, number(s.drop)), h("td", { class: "number" }, number(s.rows)), h("td", { class: "soft" }, s.reason || "")));
-    this.parts.segments.replaceChildren(...(rows.length ? [h("h2", {}, "Segments ", h("small", {}, `${this.data.metric}, newest window, worst first`)), plain(["segment", "value", "95 % interval", "worse than reference by", "rows", ""], rows)] : []));
+    this.parts.segments.replaceChildren(...(rows.length ? [h("h2", {}, "Segments ", h("small", {}, `${this.data.metric}, newest window, worst first`)), plain(["segment", "#value", "#95 % interval", "#worse than reference by", "#rows", ""], rows)] : []));
   }
 
   drawLog() {
@@ -210,7 +210,7 @@ class ModelPage {
       h("h2", {}, "Retrain jobs"),
       jobs.length ? jobs : h("p", { class: "empty" }, "No job yet."),
       champions.length ? [h("h2", {}, "Champions"), plain(["since", "version", "by", "why"], champions)] : [],
-      data.reports.length ? [h("h2", {}, "Evidently reports"), h("p", {}, data.reports.slice(0, 12).map((r) => [h("a", { href: r.url }, r.name), " "]))] : [],
+      data.reports.length ? [h("h2", {}, "Evidently reports"), h("p", {}, data.reports.slice(0, 12).flatMap((r) => [h("a", { href: r.url }, r.name), " "]))] : [],
     ]);
   }
 
@@ -222,13 +222,13 @@ class ModelPage {
       h("div", { class: "inside" },
         j.error ? h("p", { class: "failed" }, j.error) : "",
         j.waiting ? h("p", { class: "soft" }, `waits: ${j.waiting}`) : "",
-        gates.length ? plain(["gate", "", "value", "interval", "limit", ""], gates) : h("p", { class: "soft" }, "No gate was judged."),
+        gates.length ? plain(["", "gate", "#value", "#interval", "#limit", ""], gates) : h("p", { class: "soft" }, "No gate was judged."),
         h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : ""),
         plain(["at", "state", "by", ""], steps)));
   }
 }
 
-const plain = (heads, rows) => h("div", { class: "table-box" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col" }, t)))), h("tbody", {}, rows)));
+const plain = (heads, rows) => h("div", { class: "table-box" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))))), h("tbody", {}, rows)));
 
 // Redrawing must not take the keyboard's place away: the same button, by its text, keeps the focus.
 function keepFocus(box, children) {

@@ -1,0 +1,227 @@
+"""The status page in a real browser, served by a real daemon: what a person sees, clicks and types."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from monitor.config import LoadedConfig
+from monitor.lake import Lake
+from retrain.states import JobState
+from retrain.store import open_store
+from tests import measured_world as made
+from tests.conftest import require
+from tests.daemons import Daemon, until
+
+TOKEN = "open-sesame"
+_PASSED = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING)
+_GATES = [
+    {
+        "name": "quality",
+        "passed": True,
+        "value": 0.1,
+        "limit": 0.0,
+        "detail": "better by 0.1",
+        "interval": [0.05, 0.15],
+    },
+    {"name": "latency", "passed": False, "value": 4.0, "limit": 3.0, "detail": "too slow", "interval": None},
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    require("Chromium", [] if found else ["chromium"])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("page")
+    document = made.configuration(folder, ["calm", "empty", "hurt", "asked"])
+    os.environ["DRIFTD_TEST_TOKEN"] = TOKEN
+    loaded = made.load(document)
+    _prepare(loaded)
+    running = Daemon(folder, document, {"DRIFTD_TEST_TOKEN": TOKEN})
+    running.start()
+    until("the rules to be judged", lambda: running.metric("driftd_rule_phase", model="hurt", phase="firing"))
+    yield running
+    running.stop()
+
+
+def _prepare(loaded: LoadedConfig) -> None:
+    loaded.config.state.mkdir(parents=True)
+    lake, store = Lake(loaded.config.lake_uri), open_store(loaded.config.control_url)
+    made.measure_windows(lake, loaded, "calm", 40)
+    made.measure_windows(lake, loaded, "hurt", 40, bad_since=5)
+    made.predictions(lake, "hurt")
+    made.champion(store, "hurt", "1")
+    made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None)
+    made.job(store, loaded, "asked", "job-wait", *_PASSED, JobState.AWAITING_APPROVAL, gates=_GATES[:1], version="2")
+    reports = loaded.config.state / "reports" / "hurt"
+    reports.mkdir(parents=True)
+    (reports / f"1-{made.newest_end():%Y%m%dT%H%M%S}.html").write_text("<h1>report</h1>")
+    store.engine.dispose()
+
+
+class Opened:
+    """A page that remembers what it complained about."""
+
+    def __init__(self, page: Page, url: str):
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.add_init_script(
+            "window.shift = 0; new PerformanceObserver(l => l.getEntries().forEach(e => { if (!e.hadRecentInput) "
+            "window.shift += e.value })).observe({type: 'layout-shift', buffered: true})"
+        )
+
+    def go(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        self.page.wait_for_load_state("networkidle")
+        return self.page
+
+
+@pytest.fixture
+def opened(browser: Browser, daemon: Daemon) -> Iterator[Opened]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = Opened(context.new_page(), daemon.url)
+    yield opened
+    context.close()
+    assert not opened.complaints
+
+
+def test_fleet_is_worst_first_and_leads_to_the_model(opened: Opened) -> None:
+    page = opened.go("/")
+    rows = page.locator(".fleet tbody tr")
+    expect(rows).to_have_count(4)
+    expect(rows.first).to_contain_text("hurt")
+    expect(rows.first.locator(".pill")).to_have_text("firing")
+    expect(rows.first).to_contain_text("performance_drop")
+    expect(page.locator(".fleet tbody tr", has_text="empty")).to_contain_text("no window has closed yet")
+    rows.first.locator("td.why").click()
+    expect(page).to_have_url(f"{opened.url}/models/hurt")
+    expect(page.locator("h1")).to_contain_text("hurt")
+
+
+def test_model_shows_charts_features_rules_jobs_and_links(opened: Opened) -> None:
+    page = opened.go("/models/hurt")
+    expect(page.locator(".chart canvas")).to_have_count(4)
+    expect(page.locator("svg.shares rect.window").first).to_be_attached()
+    expect(page.get_by_role("link", name="Evidently report of this window")).to_be_visible()
+    expect(page.locator("table.plain tr", has_text="performance_drop").first).to_contain_text("firing")
+    expect(page.locator("ol.log")).to_contain_text("performance_drop fires")
+    job = page.locator("details.job")
+    expect(job).to_contain_text("job-slow")
+    expect(job.locator("tr", has_text="latency").first).to_contain_text("failed")
+    assert page.evaluate("window.shift") < 0.1
+
+
+def test_a_click_on_a_chart_and_the_buttons_choose_the_window(opened: Opened) -> None:
+    page = opened.go("/models/hurt")
+    heading = page.locator("h2", has_text="window that ended")
+    newest = f"{made.newest_end():%Y-%m-%d %H:%M}"
+    expect(heading).to_contain_text(f"{newest}, version 1 (newest)")
+    page.locator(".chart .u-over").first.click(position={"x": 100, "y": 60})
+    expect(heading).not_to_contain_text("newest")
+    expect(page.locator("[role=status]", has_text="no rows of version")).to_be_visible()
+    page.get_by_role("button", name="Later window").click()
+    while page.get_by_role("button", name="Later window").is_enabled():
+        page.get_by_role("button", name="Later window").click()
+    expect(heading).to_contain_text(f"{newest}, version 1 (newest)")
+    opened.complaints = [c for c in opened.complaints if "404" not in c]  # the browser reports the answer, so do we
+
+
+def test_days_are_chosen(opened: Opened) -> None:
+    page = opened.go("/models/calm")
+    page.get_by_role("button", name="1 day").click()
+    expect(page.get_by_role("button", name="1 day")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="1 day")).to_be_focused()
+    opened.complaints = [c for c in opened.complaints if "404" not in c]  # no rows are kept of this model
+
+
+def test_model_without_windows_says_what_it_waits_for(opened: Opened) -> None:
+    page = opened.go("/models/empty")
+    expect(page.locator("h1 .pill")).to_have_text("waiting")
+    expect(page.locator(".empty").first).to_contain_text("No window of the last 7 day(s) has been measured")
+    expect(page.locator("main")).to_contain_text("No job yet.")
+
+
+def test_a_retrain_needs_the_token_and_answers_in_words(opened: Opened) -> None:
+    page = opened.go("/models/empty")
+    page.get_by_role("button", name="Retrain…").click()
+    dialog = page.locator("dialog")
+    dialog.get_by_label("Token").fill("wrong")
+    dialog.get_by_role("button", name="Retrain").click()
+    expect(dialog.get_by_role("status")).to_contain_text("Authorization")
+    dialog.get_by_label("Token").fill(TOKEN)
+    dialog.get_by_label("Who").fill("ada")
+    dialog.get_by_label("Reason").fill("to see")
+    dialog.get_by_label("Reason").press("Enter")
+    expect(dialog.get_by_role("status")).to_contain_text("retrain requested, job")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(page.locator("ol.log")).to_contain_text("retrain requested: asked for by ada: to see")
+    expect(page.locator("details.job")).to_contain_text("rejected", timeout=120_000)  # there is nothing to learn from
+    opened.complaints = [c for c in opened.complaints if "401" not in c]
+
+
+def test_a_waiting_challenger_is_approved_by_name(opened: Opened, daemon: Daemon) -> None:
+    page = opened.go("/models/asked")
+    expect(page.locator("details.job")).to_contain_text("awaiting approval")
+    page.get_by_role("button", name="Approve…").click()
+    dialog = page.locator("dialog")
+    dialog.get_by_label("Token").fill(TOKEN)
+    dialog.get_by_label("Who").fill("grace")
+    dialog.get_by_role("button", name="Approve").click()
+    expect(dialog.get_by_role("status")).to_have_text("Done.")
+    store = open_store(f"sqlite:///{daemon.state / 'control.db'}")
+    assert store.get("job-wait").approved_by == "grace"
+    ended = (JobState.FAILED, JobState.REJECTED, JobState.PROMOTED)  # it has no model: what counts is that it goes on
+    until("the job to go on", lambda: store.get("job-wait").state in ended, within=120)
+    store.engine.dispose()
+
+
+def test_everything_is_reached_by_keyboard(opened: Opened) -> None:
+    page = opened.go("/")
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "hurt":
+            break
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{opened.url}/models/hurt")
+    page.wait_for_load_state("networkidle")
+    page.get_by_role("button", name="Roll back…").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", ["/", "/models/hurt", "/models/empty"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_screens_do_not_scroll_sideways(browser: Browser, daemon: Daemon, path: str, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+    opened = Opened(context.new_page(), daemon.url)
+    page = opened.go(path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    assert not opened.complaints
+    context.close()
+
+
+def test_a_report_cannot_act_as_the_page(opened: Opened, daemon: Daemon) -> None:
+    name = next((Path(daemon.state) / "reports" / "hurt").glob("*.html")).name
+    answer = opened.page.request.get(f"{opened.url}/reports/hurt/{name}")
+    assert answer.headers["content-security-policy"].startswith("sandbox")
+    assert "default-src 'self'" in opened.page.request.get(opened.url).headers["content-security-policy"]
