@@ -18,12 +18,16 @@ import structlog
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from monitor.triggers import JobHistory
+from retrain.records import lease_owner
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import UNSUCCESSFUL, Job, Store, SubmitOutcome
 
 log = structlog.get_logger()
+
+DRIVEN_ELSEWHERE = 3
+"""Exit code of a job process that finds another one at work (see `retrain.__main__`)."""
 
 SpecOf = Callable[[RetrainRequest], JobSpec]
 
@@ -103,12 +107,13 @@ class Supervisor:
             if code is None:
                 continue
             del self._processes[job_id]
+            if code == DRIVEN_ELSEWHERE:
+                log.info("job_driven_elsewhere", job=job_id)
+                continue
             self._metrics.job_process_exits.labels("ok" if code == 0 else "failed").inc()
             if code != 0:
-                job = self._store.get(job_id)
-                if job.lease_owner is not None:
-                    self._store.release(job_id, job.lease_owner)
-                log.warning("job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / job_id))
+                self._store.release(job_id, lease_owner(process.pid))  # its own, never that of another replica
+                log.warning("job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / f"{job_id}.log"))
 
 
 def job_history(store: Store, model: str, firing_since: datetime | None, now: datetime) -> JobHistory:

@@ -7,10 +7,8 @@ drives.
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from retrain.errors import LeaseLost, LostRace, TransientError
+from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
 from retrain.states import JobState
 from retrain.steps import Next, Steps
@@ -35,11 +34,6 @@ ENDED = frozenset({JobState.REJECTED, JobState.FAILED, JobState.WATCHED, JobStat
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-def lease_owner(pid: int | None = None) -> str:
-    """The name a job process on this host holds its lease by; a daemon that saw it die releases it by that."""
-    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
 @dataclass(frozen=True, slots=True)

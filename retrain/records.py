@@ -5,6 +5,8 @@ Invariant: immutable pictures of rows; holding one says nothing about the state 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,6 +73,11 @@ class AliasMove:
     actor: str
     at: datetime
     reason: str
+
+
+def lease_owner(pid: int | None = None) -> str:
+    """The name a job process on this host holds its lease by; a daemon that saw it die releases it by that."""
+    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
 def approval_due(job: Job, now: datetime) -> bool:

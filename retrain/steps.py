@@ -73,8 +73,8 @@ class Steps:
             case JobState.TRAINING:
                 return self._train()
             case JobState.EVALUATING:
-                if "decision" not in self._result:
-                    self._evaluate()
+                if "decision" not in self._result and (failed := self._evaluate()) is not None:
+                    return failed
                 return self._conclude()
             case JobState.AWAITING_APPROVAL:
                 return self._await_approval()
@@ -102,26 +102,35 @@ class Steps:
         return Next(JobState.TRAINING, f"{train['rows']} training and {holdout['rows']} holdout rows of {where}")
 
     def _train(self) -> Next:
-        snapshot = self._taken()
-        if not _has_model(snapshot):
-            trained = run_trainer(self._spec, snapshot.train_path, self._environ, self._stopping)
-            self._checkpoint("trained")
-            match trained:
-                case TrainingFailed(FailureKind.STOPPED, _):
-                    raise Stopped(trained.message)
-                case TrainingFailed(kind, message):
-                    self._retry(MLFLOW, lambda: self._log_failure(snapshot, message))
-                    self._save(failure=kind.value)
-                    return Next(JobState.FAILED, message, message)
-                case Trained(_, seconds):
-                    self._save(training_seconds=round(seconds, 3))
-                case unreachable:
-                    assert_never(unreachable)
+        if (failed := self._make_model(self._taken())) is not None:
+            return failed
         took = self._result.get("training_seconds")
         return Next(JobState.EVALUATING, f"trained in {took} s" if took is not None else "trained, then resumed")
 
-    def _evaluate(self) -> None:
+    def _make_model(self, snapshot: Snapshot) -> Next | None:
+        """Trains unless the model is there; answers the failure, if it failed."""
+        if _has_model(snapshot):
+            return None
+        trained = run_trainer(self._spec, snapshot.train_path, self._environ, self._stopping)
+        self._checkpoint("trained")
+        match trained:
+            case TrainingFailed(FailureKind.STOPPED, _):
+                raise Stopped(trained.message)
+            case TrainingFailed(kind, message):
+                self._retry(MLFLOW, lambda: self._log_failure(snapshot, message))
+                self._save(failure=kind.value)
+                return Next(JobState.FAILED, message, message)
+            case Trained(_, seconds):
+                self._save(training_seconds=round(seconds, 3))
+                return None
+            case unreachable:
+                assert_never(unreachable)
+
+    def _evaluate(self) -> Next | None:
+        """Judges the challenger and saves the decision; answers the failure, if there is no challenger."""
         spec, registry, snapshot = self._spec, self._registry, self._taken()
+        if (failed := self._make_model(snapshot)) is not None:  # trained on a machine that is gone
+            return failed
         holdout, trusted = snapshot.holdout(), trusted_for(self._spec.config)
         model = load_model(snapshot.folder / "model", trusted)
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
@@ -171,6 +180,7 @@ class Steps:
             run_id=run_id,
         )
         self._checkpoint("decided")
+        return None
 
     def _conclude(self) -> Next:
         if self._result["decision"] == "reject":

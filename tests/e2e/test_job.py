@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -113,6 +114,22 @@ def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_p
     assert {"ts", "label", "prediction", "score", "segment_country", "feature_kind"} <= set(
         pl.read_parquet(reference).columns
     )
+
+
+def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, approval="manual")
+    store = submit(tmp_path, wanted)
+    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "run_opened"))
+    child.start()
+    child.join(120)
+    left = store.get("job-1")
+    assert left.state is JobState.EVALUATING
+    assert left.lease_owner is not None
+    store.release("job-1", left.lease_owner)
+    shutil.rmtree(wanted.job_dir)  # as on another replica, which has its own state folder
+    assert drive(tmp_path) is JobState.AWAITING_APPROVAL
+    assert len(runs(wanted)) == 1
 
 
 def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_path: Path) -> None:

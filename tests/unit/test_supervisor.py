@@ -1,0 +1,79 @@
+"""Job processes that end: what is released, what is said, what is left to other replicas."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from monitor.ledger import Ledger
+from monitor.metrics import Metrics
+from monitor.supervisor import DRIVEN_ELSEWHERE, Supervisor
+from retrain.config import RetrainConfig
+from retrain.records import lease_owner
+from retrain.request import RetrainRequest, TriggerKind
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import Store, open_store
+from tests.builders import BINARY, NOW
+
+REQUEST = RetrainRequest("r1", "fraud", TriggerKind.RULE, "rule drop fires", {}, NOW)
+SPEC = JobSpec(REQUEST, BINARY, "outcomes", "sqlite:///m.db", "fraud", "jobs", RetrainConfig.model_validate({}))
+LEASE = timedelta(seconds=60)
+
+
+class Replica:
+    """A supervisor whose job processes end with a given code."""
+
+    def __init__(self, store: Store, folder: Path):
+        self.store, self.metrics = store, Metrics()
+        ledger = Ledger(store.engine)
+        ledger.create()
+        self.supervisor = Supervisor(
+            ledger, store, lambda _: SPEC, lambda _: False, "sqlite://", {}, folder / "logs", self.metrics
+        )
+
+    def ended(self, code: int) -> subprocess.Popen[bytes]:
+        """A process of the job that has ended."""
+        process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+        process.wait()
+        self.supervisor._processes["r1"] = process
+        return process
+
+    def exits(self, outcome: str) -> float | None:
+        return self.metrics.registry.get_sample_value("driftd_job_process_exits_total", {"outcome": outcome})
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+    store.submit(SPEC, NOW)
+    store.advance("r1", JobState.REQUESTED, JobState.FAILED, "", NOW)  # nothing more to start
+    yield Replica(store, tmp_path)
+    store.engine.dispose()
+
+
+def test_a_process_that_dies_gives_its_lease_back(replica: Replica) -> None:
+    process = replica.ended(1)
+    assert replica.store.acquire("r1", lease_owner(process.pid), NOW, LEASE)
+    replica.supervisor.supervise(NOW)
+    assert replica.store.get("r1").lease_owner is None
+    assert replica.exits("failed") == 1
+
+
+@pytest.mark.parametrize("code", [1, DRIVEN_ELSEWHERE])
+def test_the_lease_of_another_replica_stays_its_own(replica: Replica, code: int) -> None:
+    replica.ended(code)
+    assert replica.store.acquire("r1", "another-host:1", NOW, LEASE)
+    replica.supervisor.supervise(NOW)
+    assert replica.store.get("r1").lease_owner == "another-host:1"
+
+
+def test_a_job_that_another_replica_drives_is_no_failure(replica: Replica) -> None:
+    replica.ended(DRIVEN_ELSEWHERE)
+    replica.supervisor.supervise(NOW)
+    assert not replica.exits("failed")
