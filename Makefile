@@ -36,8 +36,10 @@ lock: install            ## rewrite the lock files from pyproject.toml
 	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --group install -o requirements-install.lock
 
-docs: install            ## rewrite the reference pages that are made from code
+docs: install            ## rewrite what is made from code: reference pages, dashboards, the manifests that hold them
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m dashboards.grafana.build
+	$(BIN)/python deploy/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .driftd*

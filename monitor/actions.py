@@ -18,6 +18,9 @@ from monitor.web.views import Views
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
 
+STUCK_AFTER = 1800.0
+"""Seconds that the evaluation of one model may take: then this replica lets another one lead, and is not alive."""
+
 log = structlog.get_logger()
 
 ALIVE_WITHIN = 120.0
@@ -40,7 +43,10 @@ class Actions:
 
     def alive(self) -> str:
         silent = time.monotonic() - self._daemon.ingest.polled_at
-        return f"the source was last polled {silent:.0f} s ago" if silent > ALIVE_WITHIN else ""
+        if silent > ALIVE_WITHIN:
+            return f"the source was last polled {silent:.0f} s ago"
+        stuck = self._daemon.stuck
+        return f"one evaluation has taken {stuck:.0f} s so far" if stuck > STUCK_AFTER else ""
 
     def ready(self) -> dict[str, str]:
         return self._daemon.metrics.ready.problems()
@@ -77,10 +83,10 @@ class Actions:
         self._daemon.store.approve(job, actor, datetime.now(UTC))
 
     def reject(self, job: str, actor: str, reason: str) -> None:
-        self._command("reject", job, "--actor", actor, "--reason", reason)
+        self._command("reject", "--actor", actor, "--reason", reason, "--", job)
 
     def rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]:
-        self._command("rollback", model, "--actor", actor, "--reason", reason)
+        self._command("rollback", "--actor", actor, "--reason", reason, "--", model)
         return {"rolled_back": model}
 
     def _command(self, *arguments: str) -> None:

@@ -51,6 +51,20 @@ class Activity:
     window_end: datetime | None = None
 
 
+def newest(ledger: Ledger, store: Store, model: str) -> dict[ActivityKind, datetime]:
+    """When each kind happened last, however long ago; what never happened is absent."""
+    fired, resolved = ledger.newest_transitions(model)
+    requested, suppressed = ledger.newest_decisions(model)
+    found = {
+        ActivityKind.RULE_FIRED: fired,
+        ActivityKind.RULE_RESOLVED: resolved,
+        ActivityKind.RETRAIN_REQUESTED: requested,
+        ActivityKind.RETRAIN_SUPPRESSED: suppressed,
+        **{_STATES[state]: at for state, at in store.newest_states(model).items() if state in _STATES},
+    }
+    return {kind: at for kind, at in found.items() if at is not None}
+
+
 def activities(ledger: Ledger, store: Store, model: str, limit: int = 200) -> list[Activity]:
     """The newest `limit` of each source (rules, decisions, jobs, people), newest first."""
     found: list[Activity] = []

@@ -22,9 +22,10 @@ import structlog
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from monitor.actions import Actions
+from monitor.actions import STUCK_AFTER, Actions
 from monitor.annotations import Annotator
 from monitor.config import LoadedConfig, load
 from monitor.errors import ConfigError, TransientError
@@ -76,7 +77,7 @@ class Daemon:
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
     failure: BaseException | None = None
-    ticked_at: float = 0.0
+    busy_since: float | None = None
     leads: bool = False
 
     @property
@@ -148,37 +149,63 @@ class Daemon:
                 scheduler.remove_job(job_id)
 
     def tick(self) -> None:
-        """Evaluate every model, if this replica leads."""
-        now = datetime.now(UTC)
+        """Evaluate every model, if this replica leads. One model's trouble is not the others'."""
         started = time.monotonic()
+        problems: list[str] = []
         try:
-            leads = self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
-            self.leads = leads
-            self.metrics.leader.set(float(leads))
-            if leads:
-                for evaluator in list(self.evaluators.values()):
-                    while evaluator.tick(datetime.now(UTC)) and not self.stop.is_set():
-                        self.ledger.lead("evaluator", self.folder.holder, datetime.now(UTC), datetime.now(UTC) + LEASE)
+            if self._lead():
+                for model, evaluator in list(self.evaluators.items()):
+                    problems += self._evaluate(model, evaluator)
         except TransientError as exc:
-            if self.stop.is_set():
-                return
+            problems.append(str(exc))
+        finally:
+            self.busy_since = None
+        if self.stop.is_set():
+            return
+        if problems:
             self.metrics.ticks.labels("failed").inc()
-            self.metrics.ready.bad("evaluation", str(exc))
-            log.warning("tick_failed", detail=str(exc))
+            self.metrics.ready.bad("evaluation", "; ".join(problems))
+            log.warning("tick_failed", problems=problems)
             return
         self.metrics.ticks.labels("ok").inc()
         self.metrics.ready.good("evaluation")
         self.metrics.tick_seconds.observe(time.monotonic() - started)
         self.metrics.ticked_at.set_to_current_time()
-        self.ticked_at = time.monotonic()
+
+    def _evaluate(self, model: str, evaluator: ModelEvaluator) -> list[str]:
+        """As far as the events of one model allow. Answers what stood in the way."""
+        more = True
+        while more and self.leads and not self.stop.is_set():
+            self.busy_since = time.monotonic()
+            try:
+                more = evaluator.tick(datetime.now(UTC))
+            except TransientError as exc:
+                return [f"{model}: {exc}"]
+        return []
+
+    def _lead(self) -> bool:
+        """Take or keep the lease of the evaluating replica."""
+        now = datetime.now(UTC)
+        leads = self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
+        if leads and not self.leads:
+            for evaluator in list(self.evaluators.values()):
+                evaluator.take_over()
+        self.leads = leads
+        self.metrics.leader.set(float(leads))
+        return leads
+
+    @property
+    def stuck(self) -> float:
+        """Seconds that one model has been evaluated for without an end; 0 while nothing is."""
+        since = self.busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def supervise(self) -> None:
         """Hand over requests, keep job processes going, say how they do, and keep the lease while a tick is long."""
-        now = datetime.now(UTC)
         try:
-            if self.leads:
-                self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
-            self.supervisor.supervise(now)
+            if self.leads and self.stuck < STUCK_AFTER:
+                self._lead()
+            self.supervisor.supervise(datetime.now(UTC))
             self.observer.observe(self.evaluators)
             self.metrics.ready.good("control")
         except TransientError as exc:
@@ -194,34 +221,46 @@ class Daemon:
                 log.debug("annotations_waiting", detail=str(exc))
 
     def maintain(self) -> None:
-        """Compact, expire and vacuum the lake; drop old reports."""
+        """Compact, expire and vacuum the lake (one replica does it for all); drop old reports."""
         now = datetime.now(UTC)
-        if not self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE):
-            return
-        lake, config = self.lake.clone(), self.config.lake
-        keep_since = day(now - config.retention)
         try:
-            for model in self.evaluators:
-                for table in (Table.PREDICTIONS, Table.LABELS, Table.OUTCOMES, Table.MEASUREMENTS):
-                    lake.maintain(table, model, keep_since, config.keep_versions_for)
-            lake.maintain(Table.DEAD_LETTERS, "", keep_since, config.keep_versions_for)
-        except TransientError as exc:
+            if self.leads:
+                self._maintain_lake(now)
+            clean_reports(self.folder.reports, now - self.config.daemon.report_retention)
+        except (TransientError, OSError) as exc:
             self.metrics.maintenance.labels("failed").inc()
             log.warning("maintenance_failed", detail=str(exc))
             return
-        clean_reports(self.folder.reports, now - self.config.daemon.report_retention)
         self.metrics.maintenance.labels("ok").inc()
 
-    def on_schedule(self, model: str) -> None:
+    def _maintain_lake(self, now: datetime) -> None:
+        lake, config = self.lake.clone(), self.config.lake
+        keep_since = day(now - config.retention)
+        for model in self.evaluators:
+            for table in (Table.PREDICTIONS, Table.LABELS, Table.OUTCOMES, Table.MEASUREMENTS):
+                lake.maintain(table, model, keep_since, config.keep_versions_for)
+        lake.maintain(Table.DEAD_LETTERS, "", keep_since, config.keep_versions_for)
+
+    def on_schedule(self, model: str, due: datetime | None = None) -> None:
+        """Decide on a scheduled retrain; while the control database is away, again a minute later."""
         now = datetime.now(UTC)
+        due = due or now
+        if not self.leads:
+            return
         cause = Cause(
             model=model,
             trigger=TriggerKind.SCHEDULE,
-            occasion=f"{now:%Y-%m-%dT%H:%M}",
+            occasion=f"{due:%Y-%m-%dT%H:%M}",
             reason=f"schedule {self.evaluators[model].plan.schedule}",
             evidence={},
         )
-        self.evaluators[model].decide(cause, now)
+        try:
+            self.evaluators[model].decide(cause, now)
+        except TransientError as exc:
+            log.warning("schedule_waits", model=model, detail=str(exc))
+            if self.scheduler is not None:
+                again = DateTrigger(now + timedelta(minutes=1))
+                self.scheduler.add_job(self.on_schedule, again, args=[model, due])
 
     def _on_job_error(self, event: JobExecutionEvent) -> None:
         if event.exception is not None and not self.stop.is_set():

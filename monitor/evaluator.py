@@ -84,6 +84,13 @@ class ModelEvaluator:
             return True
         return len(results) >= MAX_TASKS
 
+    def take_over(self) -> None:
+        """Another replica may have judged meanwhile: export what stands, and not what stood here before.
+
+        The same after a restart, which must not look as if every rule had resolved.
+        """
+        self._exported = False
+
     def reset(self) -> None:
         """Drop everything derived; the next tick rebuilds it from the lake."""
         self.outcomes.reset()
@@ -175,9 +182,10 @@ class ModelEvaluator:
             if self._warmed.get(version) in (stage, "labelled"):
                 continue
             folder = Path(self.plan.reference.folder)
-            freeze_warmup(self._lake, first, self.plan.schema, folder, labelled=labelled)
+            frozen = freeze_warmup(self._lake, first, folder, labelled=labelled)
             self._warmed[version] = stage
-            log.info("reference_frozen", model=self.plan.model, version=version, stage=stage, windows=len(first))
+            if frozen is not None:
+                log.info("reference_frozen", model=self.plan.model, version=version, stage=stage, windows=len(first))
 
     # -- judging
 
@@ -190,7 +198,7 @@ class ModelEvaluator:
         if not self._exported:
             self._ledger.keep_rules(model, [r.name for r in self.plan.rules])
         if newest == before:
-            if not self._exported:  # a restart must not look as if every rule had resolved
+            if not self._exported:
                 self._export(self._ledger.rule_records(model))
             return
         try:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
+    func,
     insert,
     select,
     update,
@@ -30,7 +31,7 @@ from sqlalchemy.exc import IntegrityError
 
 from monitor.judging import RuleRecord
 from monitor.lake import Conflict
-from monitor.rules import RuleState, Transition, Verdict
+from monitor.rules import Phase, RuleState, Transition, Verdict
 from monitor.triggers import Suppressed
 from retrain.database import UtcDateTime, create_tables, metadata, reading, writing
 from retrain.request import RetrainRequest
@@ -214,6 +215,12 @@ class Ledger:
 
     def decide(self, decision: RetrainRequest | Suppressed, now: datetime) -> bool:
         """Record a decision; False when it says nothing new (the same request, or the same refusal again)."""
+        try:
+            return self._decide(decision, now)
+        except IntegrityError:  # another replica recorded the same request at this moment
+            return False
+
+    def _decide(self, decision: RetrainRequest | Suppressed, now: datetime) -> bool:
         with writing(self._engine) as db:
             if isinstance(decision, RetrainRequest):
                 known = db.scalar(select(_decisions.c.id).where(_decisions.c.request_id == decision.id))
@@ -303,6 +310,23 @@ class Ledger:
         )
         with reading(self._engine) as db:
             return [dict(r) for r in db.execute(query).mappings()]
+
+    def newest_transitions(self, model: str) -> tuple[datetime | None, datetime | None]:
+        """When a rule fired last, and when one resolved last (wall time)."""
+        mine, firing = _transitions.c.model == model, Phase.FIRING.value
+        newest = select(func.max(_transitions.c.recorded_at)).where(mine)
+        with reading(self._engine) as db:
+            return db.scalar(newest.where(_transitions.c.after == firing)), db.scalar(
+                newest.where(_transitions.c.before == firing)
+            )
+
+    def newest_decisions(self, model: str) -> tuple[datetime | None, datetime | None]:
+        """When a retrain was requested last, and when one was suppressed last."""
+        newest = select(func.max(_decisions.c.recorded_at)).where(_decisions.c.model == model)
+        with reading(self._engine) as db:
+            return db.scalar(newest.where(_decisions.c.outcome == REQUESTED)), db.scalar(
+                newest.where(_decisions.c.outcome != REQUESTED)
+            )
 
     def lead(self, name: str, holder: str, now: datetime, until: datetime) -> bool:
         """Take or keep the lease `name` until `until`; False while somebody else holds it.

@@ -64,7 +64,8 @@ def windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowKe
     """Measured windows that rules may act on, in event-time order; provisional performance is left out."""
     if rows is None:
         return
-    acting = rows.filter((pl.col("kind") == DRIFT) | pl.col("final")).sort("window_end", "kind", "model_version")
+    known = pl.col("measure").is_in([m.value for m in Measure])  # a newer replica may measure more
+    acting = rows.filter(known, (pl.col("kind") == DRIFT) | pl.col("final")).sort("window_end", "kind", "model_version")
     keys = ["model_version", "window_start", "window_end", "kind"]
     for (version, start, end, _kind), part in acting.group_by(keys, maintain_order=True):
         yield (

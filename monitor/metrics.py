@@ -179,6 +179,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None):
         r = self.registry = registry or CollectorRegistry()
         self._rules: set[tuple[str, str]] = set()
+        self._gates: dict[str, set[str]] = {}
+        self._champions: dict[str, tuple[str, str] | None] = {}
         self.measurements = MeasurementCollector()
         r.register(self.measurements)
         ProcessCollector(registry=r)
@@ -361,6 +363,23 @@ class Metrics:
     def set_phase(self, model: str, rule: str, phase: Phase) -> None:
         for p in Phase:
             self.rule_phase.labels(model, rule, p.value).set(float(p is phase))
+
+    def set_gates(self, model: str, passed: Mapping[str, float]) -> None:
+        """The gates of the last judged challenger, in place of those of the one before."""
+        for gate in self._gates.get(model, set()) - passed.keys():
+            self.gate_passed.remove(model, gate)
+        self._gates[model] = set(passed)
+        for gate, value in passed.items():
+            self.gate_passed.labels(model, gate).set(value)
+
+    def set_champion(self, model: str, version: str | None, run: str) -> None:
+        """One series per model; the new one is there before the old one goes."""
+        old, new = self._champions.get(model), (version, run) if version is not None else None
+        if new is not None:
+            self.champion_info.labels(model, *new).set(1)
+        if old is not None and old != new:
+            self.champion_info.remove(model, *old)
+        self._champions[model] = new
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

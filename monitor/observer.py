@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import structlog
 
-from monitor.activity import activities
+from monitor.activity import newest
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from retrain.states import JobState
@@ -17,7 +17,8 @@ from retrain.store import Job, Store
 
 log = structlog.get_logger()
 
-_RECENT = 30
+_RECENT = 20
+"""Jobs of a model that are looked at one by one."""
 
 
 class Observer:
@@ -31,37 +32,35 @@ class Observer:
 
     def observe(self, models: Collection[str]) -> None:
         """Raises TransientError when the control database is away."""
+        counts = self._store.count_states()
         for model in models:
-            jobs = self._store.list_jobs(model, limit=1000)
-            self._count(model, jobs)
+            for state in JobState:
+                self._metrics.jobs.labels(model, state.value).set(counts.get((model, state), 0))
+            for kind, at in newest(self._ledger, self._store, model).items():
+                self._metrics.activity_at.labels(model, kind.value).set(at.timestamp())
+            jobs = self._store.list_jobs(model, limit=_RECENT)
             self._last(model, jobs)
-            self._champion(model, jobs)
+            self._champion(model)
             for job in reversed(jobs):
                 self._log(job)
-            for activity in reversed(activities(self._ledger, self._store, model, _RECENT)):
-                self._metrics.activity_at.labels(model, activity.kind.value).set(activity.at.timestamp())
-
-    def _count(self, model: str, jobs: list[Job]) -> None:
-        for state in JobState:
-            self._metrics.jobs.labels(model, state.value).set(sum(job.state is state for job in jobs))
 
     def _last(self, model: str, jobs: list[Job]) -> None:
         ended = next((job for job in jobs if job.ended_at is not None), None)
         if ended is not None and ended.ended_at is not None:
             self._metrics.job_seconds.labels(model).set((ended.ended_at - ended.created_at).total_seconds())
         judged = next((job for job in jobs if job.result.get("gates")), None)
-        if judged is not None:
-            self._metrics.gate_passed.remove_by_labels({"model": model})
-            for gate in judged.result["gates"]:
-                self._metrics.gate_passed.labels(model, gate["name"]).set(float(gate["passed"]))
+        gates = {g["name"]: float(g["passed"]) for g in judged.result["gates"]} if judged is not None else {}
+        self._metrics.set_gates(model, gates)
 
-    def _champion(self, model: str, jobs: list[Job]) -> None:
+    def _champion(self, model: str) -> None:
         moves = self._store.alias_moves(model, "champion")
-        self._metrics.champion_info.remove_by_labels({"model": model})
-        if moves and moves[0].version is not None:
-            version = moves[0].version
-            run = next((str(j.result.get("run_id") or "") for j in jobs if j.result.get("version") == version), "")
-            self._metrics.champion_info.labels(model, version, run).set(1)
+        if not moves or moves[0].version is None:
+            self._metrics.set_champion(model, None, "")
+            return
+        version = moves[0].version
+        made_by = next((m.job_id for m in moves if m.version == version and m.job_id is not None), None)
+        job = self._store.find(made_by) if made_by is not None else None
+        self._metrics.set_champion(model, version, str(job.result.get("run_id") or "") if job else "")
 
     def _log(self, job: Job) -> None:
         before = self._seen.get(job.id)

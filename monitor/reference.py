@@ -182,7 +182,7 @@ def prepare(
 
     Absent or all-null columns are kept as such: what needs them is then undefined, the rest stands.
     """
-    kept = _sample(frame, max_rows, seed)
+    kept = sample(frame, max_rows, seed)
     kind = answer_kind(schema)
     score = _describe(frame, kept, "score", FeatureKind.NUMBER) if schema.task is Task.BINARY else None
     label = _describe(frame, kept, "label", kind)
@@ -200,7 +200,7 @@ def prepare(
     )
 
 
-def _sample(frame: pl.DataFrame, max_rows: int, seed: int) -> pl.DataFrame:
+def sample(frame: pl.DataFrame, max_rows: int, seed: int) -> pl.DataFrame:
     if frame.height <= max_rows:
         return frame
     return frame[pl.int_range(frame.height, eager=True).sample(max_rows, seed=seed).sort()]

@@ -23,7 +23,8 @@ def tune_process() -> None:
     arena per thread: batches of some MiB that wander from thread to thread are then kept many times over.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
-    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, usable - 1)))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 2)

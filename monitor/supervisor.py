@@ -113,7 +113,9 @@ class Supervisor:
             self._metrics.job_process_exits.labels("ok" if code == 0 else "failed").inc()
             if code != 0:
                 self._store.release(job_id, lease_owner(process.pid))  # its own, never that of another replica
-                log.warning("job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / f"{job_id}.log"))
+                log.warning(
+                    "job_process_failed", job=job_id, exit_code=code, log=str(self._log_folder / f"{job_id}.log")
+                )
 
 
 def job_history(store: Store, model: str, firing_since: datetime | None, now: datetime) -> JobHistory:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel
+
 from retrain.config import RetrainConfig
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
@@ -95,7 +97,19 @@ class JobSpec:
             tracking_uri=data["tracking_uri"],
             registered_model=data["registered_model"],
             work_dir=data["work_dir"],
-            config=RetrainConfig.model_validate(data["config"]),
+            config=RetrainConfig.model_validate(_known(RetrainConfig, data["config"])),
             storage_options=tuple(sorted(data["storage_options"].items())),
             environment=tuple(data["environment"]),
         )
+
+
+def _known(section: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of a stored section: during an upgrade a newer replica may have written more."""
+    names = {field.alias or name: field for name, field in section.model_fields.items()}
+    known = {}
+    for name, value in data.items():
+        if name in names:
+            inner = names[name].annotation
+            nested = isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)
+            known[name] = _known(inner, value) if nested else value  # type: ignore[arg-type]
+    return known

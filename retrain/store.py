@@ -68,10 +68,30 @@ class Store:
         return Submission(request.id, SubmitOutcome.CREATED)
 
     def get(self, job_id: str) -> Job:
-        found = self._select(jobs.c.id == job_id)
-        if not found:
+        found = self.find(job_id)
+        if found is None:
             raise UnknownJob(f"no job {job_id!r}")
-        return found[0]
+        return found
+
+    def find(self, job_id: str) -> Job | None:
+        return next(iter(self._select(jobs.c.id == job_id)), None)
+
+    def count_states(self) -> dict[tuple[str, JobState], int]:
+        """(model, state) -> how many jobs."""
+        query = select(jobs.c.model, jobs.c.state, func.count()).group_by(jobs.c.model, jobs.c.state)
+        with reading(self.engine) as connection:
+            return {(model, JobState(state)): count for model, state, count in connection.execute(query)}
+
+    def newest_states(self, model: str) -> dict[JobState, datetime]:
+        """When a job of the model entered each state last; states that none ever entered are absent."""
+        query = (
+            select(job_history.c.to_state, func.max(job_history.c.at))
+            .join(jobs, jobs.c.id == job_history.c.job_id)
+            .where(jobs.c.model == model)
+            .group_by(job_history.c.to_state)
+        )
+        with reading(self.engine) as connection:
+            return {JobState(state): at for state, at in connection.execute(query)}
 
     def list_jobs(
         self, model: str | None = None, states: Collection[JobState] | None = None, limit: int = 100

@@ -55,10 +55,20 @@ def newest_end() -> datetime:
 
 
 def measure_windows(
-    lake: Lake, loaded: LoadedConfig, model: str, windows: int, *, bad_since: int | None = None, version: str = "1"
+    lake: Lake,
+    loaded: LoadedConfig,
+    model: str,
+    windows: int,
+    *,
+    bad_since: int | None = None,
+    version: str = "1",
+    until: int = 0,
 ) -> None:
-    """`windows` of them, ending now; the last `bad_since` have a low performance and features that drift."""
-    rng, end = np.random.default_rng(len(model)), newest_end()
+    """`windows` of them, ending now or `until` hours later.
+
+    The last `bad_since` have a low performance and features that drift.
+    """
+    rng, end = np.random.default_rng(len(model)), newest_end() + until * SIZE
     plan = plans(loaded)[model]
     rows = []
     for left in range(windows - 1, -1, -1):
@@ -67,7 +77,7 @@ def measure_windows(
         for performance in (False, True):
             found = tuple(_performance(rng, bad) if performance else _drift(rng, bad, tuple(FEATURES)))
             result = MeasureResult(key, performance, 500, 480 if performance else 0, "registry:1", found)
-            rows.append(to_rows(result, PERFORMANCE if performance else DRIFT, True, key.end + SIZE))
+            rows.append(to_rows(result, PERFORMANCE if performance else DRIFT, True, datetime.now(UTC)))
     assert plan.schema.model == model
     frame = pl.concat(rows)
     for day, part in frame.group_by("date", maintain_order=True):

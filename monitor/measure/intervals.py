@@ -5,7 +5,7 @@ Invariant: an interval holds its value and stays within the metric's range; None
 - shares (accuracy, precision, recall): Wilson's score interval (Wilson 1927)
 - balanced accuracy, a mean of independent shares: their Wilson intervals combined by MOVER (Zou and Donner 2008)
 - F1 scores: percentile bootstrap of the confusion matrix, which is all they depend on (multinomial, seeded)
-- ROC AUC: DeLong's variance (DeLong et al. 1988; ranks as in Sun and Xu 2014), normal
+- ROC AUC: DeLong's variance (DeLong et al. 1988; ranks as in Sun and Xu 2014), normal on the logit scale
 - means of one number per row (MAE, MAPE, bias, Brier, log loss): central limit theorem
 - RMSE and R2: central limit theorem through their influence functions (delta method)
 """
@@ -24,6 +24,8 @@ from retrain.schema import Task
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 RESAMPLES = 400
+MIN_EACH = 10
+"""Positives and negatives below which an AUC has no interval: it would be too narrow."""
 Array = np.ndarray[Any, Any]
 Interval = tuple[float, float]
 
@@ -90,36 +92,34 @@ def _mean_of_shares(groups: list[Array], value: float) -> Interval:
 
 
 def _bootstrap_f1(truth: Array, answer: Array, only: int | None = None) -> Interval:
-    size = int(max(truth.max(), answer.max())) + 1
-    counts = np.bincount(truth * size + answer, minlength=size * size)
+    """Draws over the cells of the confusion matrix that hold rows: as many as there are rows at most."""
+    cells, counts = np.unique(np.stack([truth, answer]), axis=1, return_counts=True)
     draws = np.random.default_rng(0).multinomial(len(truth), counts / len(truth), RESAMPLES)
-    matrices = draws.reshape(RESAMPLES, size, size)
-    hits = np.einsum("bii->bi", matrices)
-    told, true = matrices.sum(axis=1), matrices.sum(axis=2)
-    with np.errstate(invalid="ignore"):
-        scores = 2 * hits / (told + true)
-    chosen = scores[:, only] if only is not None else np.nanmean(scores[:, _present(counts, size)], axis=1)
-    chosen = chosen[np.isfinite(chosen)]
-    low, high = np.quantile(chosen, [0.025, 0.975])
+    classes = np.unique(cells) if only is None else np.array([only])
+    scores = np.empty((RESAMPLES, len(classes)))
+    for n, c in enumerate(classes):
+        hits = draws[:, (cells[0] == c) & (cells[1] == c)].sum(axis=1)
+        told, true = draws[:, cells[1] == c].sum(axis=1), draws[:, cells[0] == c].sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            scores[:, n] = 2 * hits / (told + true)
+    chosen = np.nanmean(scores, axis=1) if only is None else scores[:, 0]
+    low, high = np.quantile(chosen[np.isfinite(chosen)], [0.025, 0.975])
     return float(low), float(high)
 
 
-def _present(counts: Array, size: int) -> Array:
-    """Classes that occur among the labels or the predictions."""
-    matrix = counts.reshape(size, size)
-    found: Array = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    return found
-
-
 def _delong(positive: Array, negative: Array, value: float) -> Interval | None:
+    """DeLong's variance on the logit scale, which keeps its level on few rows; none where it comes out as zero."""
     m, n = len(positive), len(negative)
-    if min(m, n) < 2:
+    if min(m, n) < MIN_EACH:
         return None
     together = rankdata(np.concatenate([positive, negative]))
     of_positive = (together[:m] - rankdata(positive)) / n
     of_negative = 1 - (together[m:] - rankdata(negative)) / m
-    half = Z * math.sqrt(np.var(of_positive, ddof=1) / m + np.var(of_negative, ddof=1) / n)
-    return value - half, value + half
+    spread = math.sqrt(np.var(of_positive, ddof=1) / m + np.var(of_negative, ddof=1) / n)
+    if not spread or not 0 < value < 1:
+        return None
+    logit, half = math.log(value / (1 - value)), Z * spread / (value * (1 - value))
+    return 1 / (1 + math.exp(half - logit)), 1 / (1 + math.exp(-half - logit))
 
 
 def _r2(rows: Scored, value: float) -> Interval:
@@ -151,7 +151,7 @@ def _of_truth(rows: Scored) -> Array:
     if rows.task is Task.BINARY:
         given: Array = np.where(rows.truth == rows.positive, rows.scores[:, 0], 1 - rows.scores[:, 0])
     else:
-        given = rows.scores[np.arange(rows.count), rows.truth] / rows.scores.sum(axis=1)
+        given = rows.scores[np.arange(rows.count), rows.truth]
     return given
 
 

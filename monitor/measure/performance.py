@@ -82,7 +82,7 @@ def _measured(
     value = _value(metric, segment, rows, segment_min_rows)
     before = reference.get((metric, segment))
     known = value if isinstance(value, float) else None
-    around = interval(metric, rows, known) if known is not None else None
+    around = _interval(metric, rows, known) if known is not None else None
     reason = value if isinstance(value, str) else ""
     worse = None if known is None or before is None else drop(metric, known, before)
     ratio = None if worse is None or not before else worse / abs(before)
@@ -97,6 +97,14 @@ def _measured(
         measured(Measure.PERFORMANCE_DROP, worse, no_drop),
         measured(Measure.PERFORMANCE_DROP_RATIO, ratio, no_ratio),
     ]
+
+
+def _interval(metric: str, rows: Scored, value: float) -> tuple[float, float] | None:
+    try:
+        with quiet():
+            return interval(metric, rows, value)
+    except (ValueError, ArithmeticError):
+        return None
 
 
 def _value(metric: str, segment: str, rows: Scored, segment_min_rows: int) -> float | str:

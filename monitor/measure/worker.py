@@ -224,10 +224,16 @@ def _prepared(
     return prepare_reference(frame, schema, metrics, segment_min_rows, max_rows=max_rows)
 
 
-def freeze_warmup(lake: Lake, windows: list[WindowKey], schema: ModelSchema, folder: Path, *, labelled: bool) -> str:
-    """Make a version's first windows its reference; again, with their labels, once those have come."""
+def freeze_warmup(lake: Lake, windows: list[WindowKey], folder: Path, *, labelled: bool) -> str | None:
+    """Make a version's first windows its reference; again, with their labels, once those have come.
+
+    Returns the file; None when there is nothing to freeze (labels never came): what stands stays.
+    """
     frames = [window_outcomes(lake, key) if labelled else window_predictions(lake, key) for key in sorted(windows)]
-    frame = pl.concat([f for f in frames if f.height], how="diagonal_relaxed")
+    found = [f for f in frames if f.height]
+    if not found:
+        return None
+    frame = pl.concat(found, how="diagonal_relaxed")
     target = folder / windows[0].version.replace("/", "_") / ("labelled.parquet" if labelled else "warmup.parquet")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")

@@ -59,21 +59,20 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
         return _page(render("fleet", await run_in_threadpool(actions.fleet)))
 
     async def model_page(request: Request) -> Response:
-        name, days = request.path_params["model"], days_of(request.query_params.get("days"))
+        name, days = request.path_params["model"], _days(request)
         return _page(render("model", await run_in_threadpool(actions.timeline, name, days)))
 
     async def fleet(_: Request) -> Response:
         return OrjsonResponse(await run_in_threadpool(actions.fleet))
 
     async def timeline(request: Request) -> Response:
-        name, days = request.path_params["model"], days_of(request.query_params.get("days"))
+        name, days = request.path_params["model"], _days(request)
         return OrjsonResponse(await run_in_threadpool(actions.timeline, name, days))
 
     async def features(request: Request) -> Response:
-        version, end = request.query_params.get("version"), request.query_params.get("end", "")
-        if not version or not end.isdigit():
-            raise ValueError("give version= and end= (the window's end, in seconds since 1970)")
-        at = datetime.fromtimestamp(int(end), UTC)
+        version, at = request.query_params.get("version"), _instant(request.query_params.get("end", ""))
+        if not version or at is None:
+            raise HTTPException(400, "give version= and end= (the window's end, in seconds since 1970)")
         return OrjsonResponse(await run_in_threadpool(actions.features, request.path_params["model"], version, at))
 
     async def status(_: Request) -> Response:
@@ -163,6 +162,20 @@ class _Sandboxed(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers["Content-Security-Policy"] = "sandbox allow-scripts allow-popups allow-downloads"
         return response
+
+
+def _days(request: Request) -> int:
+    try:
+        return days_of(request.query_params.get("days"))
+    except ValueError as exc:
+        raise HTTPException(400, str(exc)) from exc
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(int(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _page(html: str) -> Response:

@@ -9,26 +9,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 
 from monitor.activity import Activity, ActivityKind, activities
 from monitor.history import History
+from monitor.join import first_predictions
 from monitor.judging import RuleRecord
-from monitor.lake import Lake
+from monitor.lake import Lake, Table, collect, day
 from monitor.ledger import Ledger
 from monitor.measure.distributions import side_by_side
+from monitor.measure.methods import METHODS, Statistic
 from monitor.measure.scores import SCORES, Better
-from monitor.measure.worker import reference_file, window_predictions
+from monitor.measure.worker import reference_file
 from monitor.measurement import Measure, WindowKey
 from monitor.plan import ModelPlan
-from monitor.reference import answer_kind, read_file, to_lake_columns
+from monitor.reference import answer_kind, read_file, sample, to_lake_columns
 from monitor.rules import Phase, Rule, Severity
 from monitor.status import model_status, summary
 from retrain.store import Store
 
 SPARK = 60
 """Windows in a sparkline."""
+HISTORIES = 40
+"""Features that come with their scores over time: those that drifted most."""
 _PHASES = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
 _SEVERITIES = [Severity.INFO, Severity.WARNING, Severity.CRITICAL]
 _PER_WINDOW = {
@@ -40,6 +45,7 @@ _PER_WINDOW = {
     "volume": Measure.VOLUME,
     "latency_p95": Measure.LATENCY_P95,
 }
+_DRIFT = ("value", "threshold", "method", "drifted", "reason")
 _PER_FEATURE = {
     "missing": Measure.MISSING_SHARE,
     "unseen": Measure.UNSEEN_SHARE,
@@ -81,7 +87,8 @@ class Views:
         severities = {r.name: r.severity for r in plan.rules}
         alarmed = [r for r in records if r.state.phase is not Phase.INACTIVE and r.rule in severities]
         alarmed.sort(key=lambda r: _badness(r, severities[r.rule]), reverse=True)
-        windows = self._history.overview(plan.model, plan.metrics[0], now)
+        champion = moves[0].version if moves else None
+        windows = _served(self._history.overview(plan.model, plan.metrics[0], now), champion)
         measured = windows.filter(pl.col("value").is_not_null())
         last = measured.row(-1, named=True) if measured.height else {}
         newest = windows.row(-1, named=True) if windows.height else {}
@@ -102,8 +109,9 @@ class Views:
                 }
                 for r in alarmed
             ],
-            "champion": moves[0].version if moves else None,
+            "champion": champion,
             "version": newest.get("model_version"),
+            "measured_version": last.get("model_version"),
             "value": last.get("value"),
             "lower": last.get("lower"),
             "upper": last.get("upper"),
@@ -113,7 +121,6 @@ class Views:
             "window_at": _iso(newest.get("window_end")),
             "drift_share": _last(windows, "drift_share"),
             "coverage": _last(windows, "coverage"),
-            "volume": _last(windows, "volume"),
             "spark": measured["value"].tail(SPARK).to_list(),
             "summary": summary(self._ledger.decisions(plan.model, 1), jobs),
         }
@@ -150,23 +157,41 @@ class Views:
     def features(self, model: str, version: str, end: datetime) -> dict[str, Any]:
         """The distributions of one window's features and predictions beside the reference's. Raises LookupError."""
         plan = self._plan(model)
-        key = WindowKey(model, version, end - plan.windows.size, end)
-        rows = window_predictions(self._lake, key)
-        if not rows.height:
+        measured = self._history.window(model, version, end, plan.windows.size)
+        start = measured["window_start"][0] if measured.height else end - plan.windows.size
+        rows, total = self._rows(plan, WindowKey(model, version, start, end))
+        if not total:
             raise LookupError(f"{model}: no rows of version {version!r} in the window that ends at {end.isoformat()}")
-        rows = rows if rows.height <= plan.max_rows else rows.sample(plan.max_rows, seed=0)
         found = reference_file(plan.reference, version)
         reference = to_lake_columns(read_file(found), plan.schema) if found is not None else rows.clear()
-        reference = reference.head(plan.reference.max_rows)
+        reference = sample(reference, plan.reference.max_rows, 0)
         kind = answer_kind(plan.schema)
         return {
             "version": version,
             "end": end.isoformat(),
-            "rows": rows.height,
+            "rows": total,
             "reference_rows": reference.height,
-            "features": {f.name: side_by_side(rows, reference, f.column, f.kind) for f in plan.schema.features},
+            "features": {
+                f.name: side_by_side(rows, reference, f.column, f.kind) | _feature(measured, f.name)
+                for f in plan.schema.features
+            },
             "prediction": side_by_side(rows, reference, "prediction", kind),
         }
+
+    def _rows(self, plan: ModelPlan, key: WindowKey) -> tuple[pl.DataFrame, int]:
+        """The columns that are drawn of a window's predictions, of some `max_rows` at most, and how many there are."""
+        lazy = self._lake.scan(Table.PREDICTIONS, plan.model, (day(key.start), day(key.end)))
+        if lazy is None:
+            return pl.DataFrame(), 0
+        within = lazy.filter(
+            pl.col("model_version") == key.version, pl.col("ts").is_between(key.start, key.end, closed="left")
+        )
+        total = int(collect(within.select(pl.col("prediction_id").n_unique())).item())
+        if total > plan.max_rows:  # the same row again and again: by id, so that what came twice stays together
+            within = within.filter(pl.col("prediction_id").hash(seed=0) % -(-total // plan.max_rows) == 0)
+        wanted = ["prediction_id", "source_offset", "ts", "prediction", *plan.schema.feature_columns]
+        known = lazy.collect_schema().names()
+        return first_predictions(collect(within.select(c for c in wanted if c in known))), total
 
     def _plan(self, model: str) -> ModelPlan:
         plans = self._plans()
@@ -202,7 +227,7 @@ class Views:
 
     def _report_links(self, model: str) -> list[dict[str, str]]:
         found = sorted((self._reports / model).glob("*.html"), key=lambda p: p.stat().st_mtime, reverse=True)
-        return [{"name": p.stem, "url": f"/reports/{model}/{p.name}"} for p in found[:50]]
+        return [{"name": p.stem, "url": f"/reports/{quote(model)}/{quote(p.name)}"} for p in found[:50]]
 
 
 def _ends(windows: pl.DataFrame) -> dict[str, datetime]:
@@ -293,6 +318,8 @@ def _marks(done: Sequence[Activity], windows: pl.DataFrame) -> list[dict[str, An
     """
     caused = {a.job: a.window_end for a in done if a.kind is ActivityKind.RETRAIN_REQUESTED and a.window_end}
     began = {str(version): end for version, end in windows.sort("window_end", descending=True).iter_rows()}
+    if began:  # when the version that is first in the picture began cannot be seen
+        began.pop(min(began, key=lambda v: began[v]))
     marks = []
     for a in done:
         if a.kind in _MARKED:
@@ -310,6 +337,12 @@ def _state(records: Iterable[RuleRecord], windows: int) -> str:
     if worst is not Phase.INACTIVE:
         return worst.value
     return "ok" if windows else "waiting"
+
+
+def _served(windows: pl.DataFrame, champion: str | None) -> pl.DataFrame:
+    """One row per time: where several versions answered, that of the champion, else of the one with most rows."""
+    order = windows.sort("window_end", pl.col("model_version") == (champion or ""), "volume", nulls_last=False)
+    return order.unique("window_end", keep="last", maintain_order=True)
 
 
 def _last(windows: pl.DataFrame, column: str) -> float | None:
@@ -381,33 +414,43 @@ def _judges(rule: Rule, metric: str) -> bool:
 
 
 def _features(frame: pl.DataFrame, windows: pl.DataFrame, plan: ModelPlan) -> list[dict[str, Any]]:
-    """Features by their newest drift, worst first, each with its scores over time."""
+    """Features by their newest drift, worst first; the first `HISTORIES` with their scores over time."""
+    drift = frame.filter(pl.col("measure") == Measure.FEATURE_DRIFT.value) if frame.height else frame
+    parts = {str(name): part for (name,), part in drift.group_by(["feature"])} if drift.height else {}
     found = []
     for feature in plan.schema.features:
-        part = frame.filter(pl.col("feature") == feature.name) if frame.height else frame
-        drift = part.filter(pl.col("measure") == Measure.FEATURE_DRIFT.value) if part.height else part
-        newest = drift.row(-1, named=True) if drift.height else {}
-        line: dict[str, Any] = {
-            "feature": feature.name,
-            "kind": feature.kind.value,
-            **{k: newest.get(k) for k in ("value", "threshold", "method", "drifted", "reason")},
-            "history": _aligned(windows, drift, "value") if drift.height else [],
-            "drifted_history": _aligned(windows, drift, "drifted") if drift.height else [],
-        }
-        for name, measure in _PER_FEATURE.items():
-            share = part.filter(pl.col("measure") == measure.value) if part.height else part
-            line[name] = share["value"][-1] if share.height else None
-        found.append(line)
-    return sorted(found, key=_how_drifted, reverse=True)
+        part = parts.get(feature.name)
+        newest = part.row(-1, named=True) if part is not None else {}
+        found.append({"feature": feature.name, **{k: newest.get(k) for k in _DRIFT}, "p_value": _is_p_value(newest)})
+    found.sort(key=_how_drifted, reverse=True)
+    for line in found[:HISTORIES]:
+        part = parts.get(str(line["feature"]))
+        line["history"] = _aligned(windows, part, "value") if part is not None else []
+        line["drifted_history"] = _aligned(windows, part, "drifted") if part is not None else []
+    return found
+
+
+def _feature(measured: pl.DataFrame, name: str) -> dict[str, Any]:
+    """What was measured of one feature in one window."""
+    part = measured.filter(pl.col("feature") == name) if measured.height else measured
+    found = {str(r["measure"]): r for r in part.iter_rows(named=True)}
+    drift = found.get(Measure.FEATURE_DRIFT.value, {})
+    shares = {k: found[m.value]["value"] for k, m in _PER_FEATURE.items() if m.value in found}
+    return {**{k: drift.get(k) for k in _DRIFT}, "p_value": _is_p_value(drift), **shares}
+
+
+def _is_p_value(drift: Mapping[str, Any]) -> bool:
+    """Whether small is drifted."""
+    method = METHODS.get(drift.get("method") or "")
+    return method is not None and method.statistic is Statistic.P_VALUE
 
 
 def _how_drifted(line: Mapping[str, Any]) -> tuple[bool, float]:
-    """How far beyond (distance) or below (p-value) its threshold; a missing value of a drifted feature is worst."""
+    """How far beyond its threshold; a drifted feature without a value (it went missing) is worst."""
     value, threshold = line["value"], line["threshold"]
     if value is None or not threshold:
         return bool(line["drifted"]), float("inf") if line["drifted"] else -1.0
-    above = bool(line["drifted"]) == (value >= threshold)
-    return bool(line["drifted"]), value / threshold if above else threshold / max(value, 1e-12)
+    return bool(line["drifted"]), threshold / max(value, 1e-12) if line["p_value"] else value / threshold
 
 
 def _segments(frame: pl.DataFrame, plan: ModelPlan) -> list[dict[str, Any]]:
@@ -415,9 +458,10 @@ def _segments(frame: pl.DataFrame, plan: ModelPlan) -> list[dict[str, Any]]:
     if not frame.height:
         return []
     wanted = (Measure.PERFORMANCE.value, Measure.PERFORMANCE_DROP.value)
-    part = frame.filter(
-        pl.col("measure").is_in(wanted), pl.col("segment") != "", pl.col("metric") == plan.metrics[0]
-    ).unique(["segment", "measure"], keep="last", maintain_order=True)
+    part = frame.filter(pl.col("measure").is_in(wanted), pl.col("segment") != "", pl.col("metric") == plan.metrics[0])
+    part = part.filter(pl.col("window_end") == pl.col("window_end").max()).unique(
+        ["segment", "measure"], keep="last", maintain_order=True
+    )
     rows: dict[str, dict[str, Any]] = {}
     for r in part.iter_rows(named=True):
         line = rows.setdefault(r["segment"], {"segment": r["segment"], "value": None, "drop": None})

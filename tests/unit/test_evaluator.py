@@ -14,11 +14,12 @@ from monitor.config import from_dict
 from monitor.errors import TransientError
 from monitor.evaluator import ModelEvaluator
 from monitor.lake import Lake, Table
-from monitor.ledger import REQUESTED, Ledger
-from monitor.measure.worker import MeasureResult, MeasureTask
-from monitor.measurement import Measure, Measurement
+from monitor.ledger import REQUESTED, Ledger, Round
+from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup
+from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
 from monitor.plan import plans
+from monitor.rules import Phase
 from monitor.triggers import Cause, JobHistory, decide
 from retrain.database import open_engine
 from retrain.request import TriggerKind
@@ -127,6 +128,31 @@ def test_restart_does_not_look_as_if_the_rule_had_resolved(world: World) -> None
     assert world.phase("firing") == 0
     world.tick()
     assert world.phase("firing") == 1
+
+
+def test_warm_up_windows_whose_labels_never_came_freeze_nothing(world: World) -> None:
+    world.predict(0.5)
+    key = WindowKey("fraud", "1", START, START + HOUR)
+    assert freeze_warmup(world.lake, [key], world.folder, labelled=True) is None
+    frozen = freeze_warmup(world.lake, [key], world.folder, labelled=False)
+    assert frozen is not None
+    assert Path(frozen).exists()
+
+
+def test_who_takes_over_exports_what_stands_by_then(world: World) -> None:
+    world.predict(0.5)
+    world.predict(2)
+    world.tick()
+    assert world.phase("firing") == 1
+    record = world.ledger.rule_records("fraud")["1", "one"]
+    cursor = world.ledger.cursor("fraud")
+    resolved = replace(record, state=replace(record.state, phase=Phase.INACTIVE))
+    world.ledger.record(Round("fraud", cursor, cursor, [resolved]), NOW)  # by another replica
+    world.tick()
+    assert world.phase("firing") == 1
+    world.evaluator.take_over()
+    world.tick()
+    assert world.phase("firing") == 0
 
 
 def test_a_lake_that_is_emptier_than_what_was_judged_is_not_taken_for_silence(world: World) -> None:

@@ -306,3 +306,15 @@ def test_interval_of_a_faultless_model_has_width_and_stays_in_range() -> None:
 def test_one_row_has_no_interval() -> None:
     found = measured(regression_rows(1), REGRESSION)
     assert found[Measure.PERFORMANCE, "mae", ""].interval is None
+
+
+def test_a_producer_that_answers_at_random_costs_no_memory() -> None:
+    rows = multiclass_rows(3000).with_columns(prediction=pl.int_range(3000).cast(pl.String))
+    found = measured(rows, MULTICLASS)
+    assert found[Measure.PERFORMANCE, "f1_macro", ""].value == pytest.approx(0, abs=0.01)
+    interval = found[Measure.PERFORMANCE, "f1_macro", ""].interval
+    assert interval is None or interval[1] < 0.01
+
+
+def test_few_rows_have_no_interval_of_the_auc() -> None:
+    assert measured(binary(12), BINARY)[Measure.PERFORMANCE, "roc_auc", ""].interval is None

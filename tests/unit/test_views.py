@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from monitor.history import History
 from monitor.judging import judge_windows
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger, Round
@@ -77,7 +78,7 @@ def test_fleet_is_worst_first_and_says_why(world: World) -> None:
     assert lines[2]["value"] is None
 
 
-def test_fleet_follows_new_windows_and_labels_that_come_later(world: World) -> None:
+def test_fleet_follows_new_windows(world: World) -> None:
     world.fleet()
     made.measure_windows(world.lake, world.loaded, "empty", 3)
     line = next(m for m in world.fleet() if m["model"] == "empty")
@@ -135,13 +136,50 @@ def test_jobs_show_gates_steps_and_where_the_run_is(world: World) -> None:
 
 
 def test_promotion_is_marked_where_the_new_version_began(world: World) -> None:
+    made.measure_windows(world.lake, world.loaded, "empty", 5, version="6", until=-2)
     made.measure_windows(world.lake, world.loaded, "empty", 2, version="7")
     steps = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING, JobState.PROMOTED)
     made.job(world.store, world.loaded, "empty", "job-7", *steps, version="7")
     model = world.model("empty")
-    assert model["marks"] == [
-        {"kind": "promoted", "at": model["windows"]["end"][0], "text": "promoted: promoted of job-7"}
-    ]
+    [mark] = model["marks"]
+    assert model["windows"]["version"] == ["6"] * 5 + ["7"] * 2
+    assert (mark["kind"], mark["at"]) == ("promoted", model["windows"]["end"][5])
+
+
+def test_promotion_from_before_the_picture_is_not_marked_at_its_edge(world: World) -> None:
+    made.measure_windows(world.lake, world.loaded, "empty", 2, version="7")
+    steps = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING, JobState.PROMOTED)
+    made.job(world.store, world.loaded, "empty", "job-7", *steps, version="7")
+    model = world.model("empty")
+    assert model["marks"][0]["at"] not in model["windows"]["end"]
+
+
+def test_of_two_versions_at_a_time_the_champions_performance_is_shown(world: World) -> None:
+    made.measure_windows(world.lake, world.loaded, "empty", 3, version="9", bad_since=3)
+    made.measure_windows(world.lake, world.loaded, "empty", 3, version="10")
+    made.champion(world.store, "empty", "10")
+    line = next(m for m in world.fleet() if m["model"] == "empty")
+    assert (line["version"], line["measured_version"]) == ("10", "10")
+    assert line["value"] > 0.8
+    assert min(line["spark"]) > 0.8
+
+
+def test_overview_of_another_metric_is_read_anew(world: World) -> None:
+    history = History(world.lake)
+    before = history.overview("hurt", "balanced_accuracy", world.now)
+    after = history.overview("hurt", "f1", world.now)
+    assert before["value"].to_list() != after["value"].to_list()
+    assert after["value"].to_list() == History(world.lake).overview("hurt", "f1", world.now)["value"].to_list()
+
+
+def test_overview_followed_is_the_overview_read_at_once(world: World) -> None:
+    history = History(world.lake)
+    history.overview("calm", "f1", world.now)
+    made.measure_windows(world.lake, world.loaded, "calm", 4, bad_since=4)  # the last four, measured again
+    followed = history.overview("calm", "f1", world.now)
+    assert followed.equals(History(world.lake).overview("calm", "f1", world.now))
+    assert followed.height == 30
+    assert followed["value"][-1] < 0.7
 
 
 def test_distributions_stand_beside_the_reference(world: World) -> None:
@@ -154,6 +192,7 @@ def test_distributions_stand_beside_the_reference(world: World) -> None:
     found = world.views.features("calm", "1", made.newest_end())
     assert (found["rows"], found["reference_rows"]) == (500, 200)
     number, category = found["features"]["number_0"], found["features"]["channel"]
+    assert (number["method"], number["p_value"], number["missing"]) == ("wasserstein", False, 0.01)
     assert len(number["edges"]) == len(number["window"]) + 1
     assert sum(number["window"]) == pytest.approx(1)
     assert sum(number["reference"]) == pytest.approx(1)

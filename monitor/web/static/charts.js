@@ -166,7 +166,8 @@ export function heat(element, { x, from, to, features, picked, onPick }) {
   options.series = [{}, { stroke: "transparent" }];
   options.hooks.draw.push((u) => {
     const { ctx, bbox } = u, row = bbox.height / features.length;
-    const step = x.length > 1 ? Math.min(...x.slice(1).map((v, i) => v - x[i]).filter((d) => d > 0)) : to - from;
+    const steps = x.slice(1).map((v, i) => v - x[i]).filter((d) => d > 0);
+    const step = steps.length ? Math.min(...steps) : (to - from) / 4;
     ctx.save();
     ctx.font = `${11.5 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.textBaseline = "middle";
@@ -193,5 +194,5 @@ export function heat(element, { x, from, to, features, picked, onPick }) {
 function strength(feature, n) {
   const value = feature.history[n], threshold = feature.threshold;
   if (value === null || !threshold) return 1;
-  return value >= threshold ? (value / threshold - 1) / 4 : 1 - value / threshold;
+  return feature.p_value ? 1 - value / threshold : (value / threshold - 1) / 4;
 }

@@ -38,6 +38,7 @@ function row(m) {
   const url = `/models/${encodeURIComponent(m.model)}`;
   const cell = (label, ...content) => h("td", { class: "number numbers", "data-label": label }, ...content);
   const interval = m.lower === null || m.lower === undefined ? "" : h("div", { class: "soft" }, `${number(m.lower)} to ${number(m.upper)}`);
+  const of = m.measured_version && m.measured_version !== m.version ? h("div", { class: "soft" }, `of version ${m.measured_version}`) : "";
   const worse = m.drop === null || m.drop === undefined ? "–" : `${number(Math.abs(m.drop))} ${m.drop > 0 ? "worse" : "better"}`;
   const alarm = m.alarms[0];
   const why = alarm ? `${alarm.rule}: ${alarm.reason}` : m.state === "waiting" ? "no window has closed yet" : m.summary;
@@ -48,7 +49,7 @@ function row(m) {
     h("td", {}, pill(m.state)),
     h("td", { class: "model" }, h("a", { href: url }, m.model), h("div", { class: "soft" }, serving)),
     h("td", {}, spark(m.spark)),
-    cell(null, h("div", {}, h("span", { class: "soft" }, m.metric), ` ${number(m.value)}`), interval),
+    cell(null, h("div", {}, h("span", { class: "soft" }, m.metric), ` ${number(m.value)}`, m.final === false ? h("span", { class: "soft" }, " provisional") : ""), interval, of),
     cell("against reference", worse),
     cell("features drifted", percent(m.drift_share)),
     cell("labelled", percent(m.coverage)),

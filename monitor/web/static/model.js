@@ -5,6 +5,16 @@ import { ago, clock, get, h, number, percent, pill, shares, spark } from "./dom.
 
 const EVERY = 10_000, SHOWN = 20;
 const RANGES = [1, 7, 30];
+const share = { format: (v) => percent(v), range: [0, 1] }, score = { format: (v) => number(v) }, seconds = { format: (v) => `${number(v)} s` };
+const SECOND = {
+  drift_share: { title: "Features drifted", short: "features drifted", measure: "drift_share", ...share },
+  prediction_drift: { title: "Drift of the predictions", short: "prediction drift", measure: "prediction_drift", ...score },
+  label_drift: { title: "Drift of the labels", short: "label drift", measure: "label_drift", ...score },
+  coverage: { title: "Predictions that have their label", short: "labelled", measure: "label_coverage", ...share },
+  label_delay: { title: "Median delay of labels", short: "label delay", measure: "label_delay", ...seconds },
+  volume: { title: "Predictions per window", short: "volume", measure: "volume", format: (v) => number(v, 0) },
+  latency_p95: { title: "Latency, 95th percentile", short: "latency", measure: "latency_p95", ...seconds },
+};
 
 export async function showModel(main, name, first) {
   const page = new ModelPage(main, name, first);
@@ -16,7 +26,7 @@ export async function showModel(main, name, first) {
 
 class ModelPage {
   constructor(main, name, first) {
-    Object.assign(this, { main, name, data: first, days: first.days, picked: null, plots: [], all: false, shapes: null });
+    Object.assign(this, { main, name, data: first, days: first.days, picked: null, plots: [], all: false, shapes: null, second: "drift_share" });
     this.api = `/api/v1/models/${encodeURIComponent(name)}`;
     const part = () => h("section", {});
     this.parts = { head: part(), charts: part(), features: part(), rules: part(), segments: part(), log: part(), jobs: part(), more: part() };
@@ -30,7 +40,6 @@ class ModelPage {
       this.data = await get(`${this.api}/timeline?days=${days}`);
       this.days = days;
       this.problem.replaceChildren();
-      if (this.picked !== null && this.picked >= this.data.windows.end.length) this.picked = null;
       if (this.newest() !== before && this.picked === null) this.shapes = null;
       this.draw();
     } catch (error) {
@@ -42,8 +51,12 @@ class ModelPage {
     return this.data.windows.end.at(-1) ?? null;
   }
 
+  // The index of the window that is looked at: the one that was picked, wherever it is by now, or the newest.
   at() {
-    return this.picked ?? this.data.windows.end.length - 1;
+    const { end, version } = this.data.windows, newest = end.length - 1;
+    if (this.picked === null) return newest;
+    const found = end.findIndex((e, i) => e === this.picked.end && version[i] === this.picked.version);
+    return found < 0 ? newest : found;
   }
 
   draw() {
@@ -92,19 +105,22 @@ class ModelPage {
       keepFocus(box, [head, h("p", {}, choice), h("p", { class: "empty" }, `No window of the last ${this.days} day(s) has been measured. Windows are ${duration(data.window_seconds)} long; events come in as docs/events.md describes.`)]);
       return;
     }
-    const holders = { performance: h("div", { class: "chart" }), share: h("div", { class: "chart" }), rules: h("div", { class: "chart" }), heat: h("div", { class: "chart" }) };
+    const holders = { performance: h("div", { class: "chart" }), second: h("div", { class: "chart" }), rules: h("div", { class: "chart" }), heat: h("div", { class: "chart" }) };
     const titled = (title, key, element) => [h("h2", {}, title), key ? h("div", { class: "legend" }, key) : "", element];
     const key = (style, kind, text) => h("span", {}, h("i", { class: kind, style }), text);
     const marks = data.marks;
     const kinds = [...new Set(marks.map((m) => m.kind))].filter((k) => MARKS[k]);
     const legend = [
-      key("border-color: var(--measured)", "", data.metric), key("", "band", "95 % interval"), key("border-color: var(--firing)", "dashed", "rule's limit"),
+      key("border-color: var(--measured)", "", data.metric), key("border-color: var(--pending)", "", "provisional: labels still come"), key("", "band", "95 % interval"), key("border-color: var(--firing)", "dashed", "rule's limit"),
       ...kinds.map((k) => key(`border-color: var(${MARKS[k][0]})`, k === "promoted" ? "" : "dashed", MARKS[k][1])),
     ];
     keepFocus(box, [
       head, h("p", {}, choice),
       titled(`Performance: ${data.metric}`, legend, holders.performance),
-      titled("Features drifted", [key("border-color: var(--measured)", "", "share of the features"), key("border-color: var(--firing)", "dashed", "rule's limit")], holders.share),
+      h("h2", {}, SECOND[this.second].title),
+      h("p", {}, h("span", { class: "choice", role: "group", "aria-label": "What is drawn" }, Object.entries(SECOND).map(([name, s]) =>
+        h("button", { "aria-pressed": String(name === this.second), onclick: () => { this.second = name; this.drawCharts(); } }, s.short)))),
+      holders.second,
       data.rules.length ? titled("Rules", [key("border-color: var(--firing)", "", "firing"), key("border-color: var(--pending)", "", "pending")], holders.rules) : "",
       titled("Drift by feature", [key("border-color: var(--firing)", "", "drifted, the darker the further beyond its threshold"), key("border-color: var(--ok-tint)", "", "not drifted")], holders.heat),
     ]);
@@ -112,28 +128,31 @@ class ModelPage {
     const common = { x: w.end, from, to, marks, picked: () => this.at(), onPick: (i) => this.pick(i) };
     const perf = w.performance[data.metric];
     this.plots.push(lines(holders.performance, {
-      ...common, height: 230, format: (v) => number(v), bands: [{ series: [3, 2], fill: getComputedStyle(document.documentElement).getPropertyValue("--band").trim() }],
+      ...common, height: 230, format: (v) => number(v), bands: [{ series: [4, 3], fill: getComputedStyle(document.documentElement).getPropertyValue("--band").trim() }],
       series: [
         { label: data.metric, values: perf.value, colour: "--measured", gaps: true },
+        { label: "provisional", values: perf.value.map((v, i) => (w.final[i] === false ? v : null)), colour: "--pending" },
         { label: "lower", values: perf.lower, hidden: true, gaps: true },
         { label: "upper", values: perf.upper, hidden: true, gaps: true },
         { label: "limit", values: w.limit, colour: "--firing", dash: [6, 4], gaps: true },
       ],
     }));
-    const limit = data.rules.find((r) => r.measure === "drift_share" && r.above !== null);
-    this.plots.push(lines(holders.share, {
-      ...common, height: 150, format: (v) => percent(v), range: [0, 1],
+    const second = SECOND[this.second], rule = data.rules.find((r) => r.measure === second.measure && !r.subject);
+    const limit = rule?.above ?? rule?.below ?? null;
+    this.plots.push(lines(holders.second, {
+      ...common, height: 150, format: second.format, range: second.range,
       series: [
-        { label: "drifted", values: w.drift_share, colour: "--measured" },
-        { label: "limit", values: w.end.map(() => limit?.above ?? null), colour: "--firing", dash: [6, 4] },
+        { label: second.short, values: w[this.second], colour: "--measured", gaps: true },
+        { label: "rule's limit", values: w.end.map(() => limit), colour: "--firing", dash: [6, 4] },
       ],
     }));
     if (data.rules.length) this.plots.push(phases(holders.rules, { ...common, rules: data.rules }));
-    this.plots.push(heat(holders.heat, { ...common, features: data.features.slice(0, SHOWN) }));
+    this.plots.push(heat(holders.heat, { ...common, features: data.features.filter((f) => f.history?.length).slice(0, SHOWN) }));
   }
 
   pick(index) {
-    this.picked = index === this.data.windows.end.length - 1 ? null : index;
+    const { end, version } = this.data.windows;
+    this.picked = index === end.length - 1 ? null : { end: end[index], version: version[index] };
     this.shapes = null;
     this.plots.forEach((p) => p.redraw(false));
     this.drawFeatures();
@@ -144,10 +163,12 @@ class ModelPage {
     if (at < 0) return box.replaceChildren();
     const [end, version] = [w.end[at], w.version[at]];
     const step = (by) => () => this.pick(Math.min(w.end.length - 1, Math.max(0, at + by)));
-    const reports = data.reports.find((r) => r.name === `${version}-${clock(end).replace(/[- :]/g, "").replace(/^(\d{8})/, "$1T")}00`);
+    const stamp = new Date(1e3 * end).toISOString().replace(/[-:]/g, "").slice(0, 15);
+    const reports = data.reports.find((r) => r.name === `${version.replaceAll("/", "_")}-${stamp}`);
     const shown = this.all ? data.features : data.features.slice(0, SHOWN);
     const head = h("tr", {}, ["feature", "drift against its threshold", "method", "over time", "window (filled) and reference (line)", "#missing", "#unseen or out of range"].map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))));
-    const rows = shown.map((f) => this.featureRow(f, at));
+    const rows = shown.map((f) => this.featureRow(f));
+    if (this.shapes?.prediction) rows.push(this.predictionRow(this.shapes.prediction));
     keepFocus(box, [
       h("h2", {}, "Features ", h("small", {}, `window that ended ${clock(end)}, version ${version}${this.picked === null ? " (newest)" : ""}`)),
       h("div", { class: "toolbar" },
@@ -171,19 +192,28 @@ class ModelPage {
     }
   }
 
-  featureRow(f, at) {
-    const value = f.history[at] ?? null, drifted = f.drifted_history[at], shape = this.shapes?.features[f.feature];
-    const share = value === null || !f.threshold ? 0 : Math.min(1, value / (2 * f.threshold));
-    const gauge = h("span", { class: `gauge ${drifted ? "breach" : ""}`, title: f.threshold ? `threshold ${number(f.threshold)}` : "" }, h("b", { style: `width: ${100 * share}%` }), f.threshold ? h("s", { style: "left: 50%" }) : "");
+  // Numbers are those of the window that is looked at; until they have come, those of the newest.
+  featureRow(listed) {
+    const shape = this.shapes?.features[listed.feature], f = shape ?? (this.picked === null ? listed : {});
+    const { value = null, threshold = null, drifted = false } = f;
+    const beyond = value === null || !threshold ? 0 : f.p_value ? threshold / Math.max(value, 1e-12) : value / threshold;
+    const about = threshold ? `threshold ${number(threshold)}${f.p_value ? ", drifted below it" : ""}` : "";
+    const gauge = h("span", { class: `gauge ${drifted ? "breach" : ""}`, title: about }, h("b", { style: `width: ${Math.min(100, 50 * beyond)}%` }), threshold ? h("s", { style: "left: 50%" }) : "");
     const odd = [f.unseen, f.out_of_range].filter((v) => v !== null && v !== undefined);
     return h("tr", {},
-      h("td", {}, f.feature),
+      h("td", {}, listed.feature),
       h("td", { class: "tight numbers" }, gauge, " ", h("span", { class: drifted ? "breach" : "" }, value === null ? f.reason || "–" : number(value), drifted ? " drifted" : "")),
       h("td", { class: "soft tight" }, f.method || "–"),
-      h("td", {}, spark(f.history, 110, 26)),
+      h("td", {}, spark(listed.history ?? [], 110, 26)),
       h("td", { style: "width: 232px; height: 56px" }, shape ? shares(shape) : ""),
       h("td", { class: "number" }, percent(f.missing)),
       h("td", { class: "number" }, odd.length ? percent(Math.max(...odd)) : "–"));
+  }
+
+  predictionRow(shape) {
+    const none = () => h("td", { class: "number" }, "–");
+    return h("tr", {}, h("td", {}, "prediction"), none(), none(), h("td", {}, spark(this.data.windows.prediction_drift, 110, 26)),
+      h("td", { style: "width: 232px; height: 56px" }, shares(shape)), none(), none());
   }
 
   drawRules() {
