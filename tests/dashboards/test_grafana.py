@@ -26,9 +26,8 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from monitor.metrics import Metrics
-from tests.conftest import PrometheusServer
+from tests.conftest import PrometheusServer, require
 from tests.grafana_queries import (
-from tests.conftest import require
     FILES,
     FOLDER,
     annotation_queries,
