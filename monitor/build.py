@@ -165,6 +165,7 @@ def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
         work_dir=str(config.state.absolute() / "jobs"),
         config=plan.retrain,
         storage_options=tuple(sorted(job_storage_options(config).items())),
+        reports=str(config.state.absolute() / "reports" / request.model),
     )
 
 

@@ -28,6 +28,7 @@ from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
 from monitor.rules import Action, Phase, Transition, Verdict
 from monitor.triggers import Cause, JobHistory, Suppressed, decide, request_id
+from monitor.windows import superseded
 from monitor.workers import Workers
 from retrain.request import RetrainRequest, TriggerKind
 
@@ -246,10 +247,11 @@ class ModelEvaluator:
                 self._on_breach(t.rule, key)
 
     def _export(self, records: Records) -> None:
-        """A rule's phase over all live versions: the most alarmed one counts."""
+        """A rule's phase over the versions that serve: the most alarmed one counts."""
         order = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
+        gone = superseded(self.progress.versions(), self.plan.windows.size)
         for rule in self.plan.rules:
-            mine = [r for (_, name), r in records.items() if name == rule.name]
+            mine = [r for (version, name), r in records.items() if name == rule.name and version not in gone]
             phase = max((r.state.phase for r in mine), key=order.index, default=Phase.INACTIVE)
             self._metrics.set_phase(self.plan.model, rule.name, phase)
             latest = max(mine, key=lambda r: r.state.at or r.firing_since or _NEVER, default=None)

@@ -53,6 +53,15 @@ class WindowState:
         return min(1.0, self.labelled / self.rows) if self.rows else 0.0
 
 
+def superseded(newest: Mapping[str, datetime], size: timedelta) -> set[str]:
+    """Of the versions with the end of their newest window, those that others have left two windows behind.
+
+    What a rule says of them is still true, and nothing that anybody can act on.
+    """
+    last = max(newest.values(), default=EPOCH)
+    return {version for version, end in newest.items() if last - end > 2 * size}
+
+
 def window_start(ts: datetime, size: timedelta) -> datetime:
     """Start of the tumbling window that holds `ts`; windows are aligned to the Unix epoch."""
     return EPOCH + (ts - EPOCH) // size * size

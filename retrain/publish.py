@@ -75,6 +75,16 @@ def log_inputs(registry: Registry, run_id: str, spec: JobSpec, snapshot: Snapsho
         registry.log_files(run_id, log)
 
 
+def log_report(registry: Registry, run_id: str, spec: JobSpec) -> None:
+    """The newest window report of the version that caused the job, if this machine has one."""
+    version = str(spec.request.evidence.get("version") or "").replace("/", "_")
+    if not version or not spec.reports or not Path(spec.reports).is_dir():
+        return
+    found = sorted(f for f in Path(spec.reports).iterdir() if f.name.startswith(f"{version}-") and f.suffix == ".html")
+    if found:
+        registry.log_files(run_id, found[-1], "evidently")
+
+
 def log_challenger(
     registry: Registry, run_id: str, folder: Path, holdout: pl.DataFrame, side: Side, schema: ModelSchema
 ) -> None:

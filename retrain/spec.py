@@ -37,7 +37,8 @@ _OPERATIONAL = {
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `environment` holds NAMES of variables
-    that the trainer may see besides the harmless ones (PATH, LANG, ...)."""
+    that the trainer may see besides the harmless ones (PATH, LANG, ...). `reports` is the folder with the HTML reports
+    of the model's windows, "" if there is none."""
 
     request: RetrainRequest
     schema: ModelSchema
@@ -48,6 +49,7 @@ class JobSpec:
     config: RetrainConfig
     storage_options: tuple[tuple[str, str], ...] = ()
     environment: tuple[str, ...] = ()
+    reports: str = ""
 
     def __post_init__(self) -> None:
         for name, value in self.storage_options:
@@ -86,6 +88,7 @@ class JobSpec:
             "config": self.config.model_dump(mode="json"),
             "storage_options": dict(self.storage_options),
             "environment": list(self.environment),
+            "reports": self.reports,
         }
 
     @classmethod
@@ -100,6 +103,7 @@ class JobSpec:
             config=RetrainConfig.model_validate(_known(RetrainConfig, data["config"])),
             storage_options=tuple(sorted(data["storage_options"].items())),
             environment=tuple(data["environment"]),
+            reports=data.get("reports", ""),
         )
 
 

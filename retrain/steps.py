@@ -150,6 +150,7 @@ class Steps:
         self._checkpoint("run_opened")
         at = self._job.created_at
         self._retry(MLFLOW, lambda: publish.log_inputs(registry, run_id, spec, snapshot, at))
+        self._retry(MLFLOW, lambda: publish.log_report(registry, run_id, spec))
         self._retry(
             MLFLOW,
             lambda: publish.log_challenger(registry, run_id, snapshot.folder, holdout, ours, spec.schema),

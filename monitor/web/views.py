@@ -28,6 +28,7 @@ from monitor.plan import ModelPlan
 from monitor.reference import answer_kind, read_file, sample, to_lake_columns
 from monitor.rules import Phase, Rule, Severity
 from monitor.status import model_status, summary
+from monitor.windows import superseded
 from retrain.store import Store
 
 SPARK = 60
@@ -85,10 +86,14 @@ class Views:
         jobs = self._store.list_jobs(plan.model, limit=1)
         moves = self._store.alias_moves(plan.model, "champion")
         severities = {r.name: r.severity for r in plan.rules}
-        alarmed = [r for r in records if r.state.phase is not Phase.INACTIVE and r.rule in severities]
-        alarmed.sort(key=lambda r: _badness(r, severities[r.rule]), reverse=True)
         champion = moves[0].version if moves else None
-        windows = _served(self._history.overview(plan.model, plan.metrics[0], now), champion)
+        overview = self._history.overview(plan.model, plan.metrics[0], now)
+        gone = superseded(_ends(overview.select("model_version", "window_end")), plan.windows.size)
+        alarmed = [
+            r for r in records if r.state.phase is not Phase.INACTIVE and r.rule in severities and r.version not in gone
+        ]
+        alarmed.sort(key=lambda r: _badness(r, severities[r.rule]), reverse=True)
+        windows = _served(overview, champion)
         measured = windows.filter(pl.col("value").is_not_null())
         last = measured.row(-1, named=True) if measured.height else {}
         newest = windows.row(-1, named=True) if windows.height else {}
@@ -131,6 +136,8 @@ class Views:
         frame = self._history.detail(model, days, now)
         windows = _windows(frame)
         records = self._ledger.rule_records(model)
+        gone = superseded(_ends(windows), plan.windows.size)
+        current = [r for (version, _), r in records.items() if version not in gone]
         status = model_status(model, self._ledger, self._store, decisions=50)
         done = activities(self._ledger, self._store, model, 100)
         return {
@@ -143,11 +150,11 @@ class Views:
             "champion": status["champion"],
             "champions": status["champions"],
             "summary": status["summary"],
-            "state": _state(records.values(), windows.height),
+            "state": _state(current, windows.height),
             "windows": _columns(frame, windows, plan),
             "features": _features(frame, windows, plan),
             "segments": _segments(frame, plan),
-            "rules": self._rules(plan, records.values(), _ends(windows)),
+            "rules": self._rules(plan, current, _ends(windows)),
             "activity": [_activity(a) for a in done],
             "marks": _marks(done, windows),
             "jobs": [self._job(job) for job in status["jobs"][:20]],

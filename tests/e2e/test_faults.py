@@ -462,7 +462,7 @@ def test_a_killed_measuring_process_costs_one_attempt(daemons: Daemons) -> None:
     pids = until("a measuring process", daemon.workers)
     os.kill(pids[0], signal.SIGKILL)
     until("the failed tick", lambda: daemon.metric("driftd_ticks_total", outcome="failed") >= 1)
-    assert "measuring process was lost" in daemon.logged("tick_failed")[0]["detail"]
+    assert "measuring process was lost" in daemon.logged("tick_failed")[0]["problems"][0]
     traffic.send(2000)
     drain(daemon, traffic, within=120)
     check_measured_once(daemon)

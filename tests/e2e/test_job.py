@@ -132,6 +132,21 @@ def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone(tmp_path: Path
     assert len(runs(wanted)) == 1
 
 
+def test_the_report_of_the_window_that_caused_it_is_in_the_run(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    for name in ("1-20260201T100000.html", "1-20260201T110000.html", "2-20260201T120000.html", ".1-unfinished.tmp"):
+        (reports / name).write_text(name)
+    wanted = spec(tmp_path)
+    wanted = replace(wanted, reports=str(reports), request=replace(wanted.request, evidence={"version": "1"}))
+    submit(tmp_path, wanted)
+    drive(tmp_path)
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "evidently")] == ["evidently/1-20260201T110000.html"]
+
+
 def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200, skill=1.0))
     wanted = spec(tmp_path, trainer=LOGISTIC)

@@ -17,6 +17,7 @@ from monitor.windows import (
     WindowState,
     advance,
     observe,
+    superseded,
     watermark,
     window_start,
 )
@@ -103,3 +104,10 @@ def test_maturity(mark: datetime | None, rows: int, labelled: int, maturity: Mat
 def test_final_window_stays_final() -> None:
     final = WindowState(KEY, 10, 0, Maturity.FINAL)
     assert advance(final, NOW, POLICY) == final
+
+
+def test_version_that_others_left_two_windows_behind_is_superseded() -> None:
+    newest = {"1": NOW - 3 * HOUR, "2": NOW - 2 * HOUR, "3": NOW}
+    assert superseded(newest, HOUR) == {"1"}
+    assert superseded({"1": NOW - 9 * HOUR}, HOUR) == set()
+    assert superseded({}, HOUR) == set()
