@@ -158,7 +158,8 @@ def test_wrong_credentials_are_named_and_tried_again_slowly(kafka_broker: KafkaC
     until("three refusals", lambda: len(daemon.logged("source_refused")) >= 3)
     refusals = daemon.logged("source_refused")
     assert "refuses this client" in refusals[0]["detail"] or "uthentication" in refusals[0]["detail"]
-    assert [r["retry_in"] for r in refusals[:3]] == [0.5, 1.0, 2.0]
+    tried = [line["retry_in"] for line in daemon.lines() if line["event"] in ("source_refused", "source_unavailable")]
+    assert tried[:3] == [0.5, 1.0, 2.0]  # a busy broker may once not answer in time
     assert daemon.metric("driftd_source_errors_total", kind="refused") >= 3
     ready, components = daemon.ready()
     assert not ready
