@@ -193,7 +193,7 @@ class TestSource:
         read(source, 1)
         started = time.monotonic()
         assert not source.poll(0.1, 100)
-        assert 0.05 <= time.monotonic() - started < 1.5
+        assert 0.05 <= time.monotonic() - started < 5
 
     def test_pause_delivers_nothing_and_resume_goes_on_where_it_was(self, world: World) -> None:
         world.write(Stream.PREDICTIONS, 0, numbered(0, 20))

@@ -259,10 +259,10 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(control: Control, gra
     annotator = started(control, grafana, timeout=0.2)
     control.fires(NOW + MINUTE, "one")
     control.fires(NOW + MINUTE, "two")
-    grafana.delay = 1.5
+    grafana.delay = 4
     began = time.monotonic()
     annotator.send([MODEL], NOW + MINUTE)
-    assert time.monotonic() - began < 1.4, "the first timeout ends the round"
+    assert time.monotonic() - began < 3.8, "the first timeout ends the round"
     assert control.counted("failed") == 1
 
 
