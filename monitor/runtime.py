@@ -28,5 +28,5 @@ def tune_process() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
+        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 1024 * 1024)

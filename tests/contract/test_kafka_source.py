@@ -21,8 +21,6 @@ from tests.conftest import SASL_USERS, KafkaCluster
 
 DEADLINE = 60.0  # bounds only how long a failure takes
 
-# kafka-python 3.0.12 leaves the sockets of failed connections to the garbage collector.
-
 Open = Callable[..., KafkaSource]
 
 
