@@ -52,9 +52,11 @@ def write(path: Path, data: bytes) -> None:
 def drain(source: FileSource, max_records: int = 1000) -> list[Records]:
     """Poll until nothing comes any more."""
     batches: list[Records] = []
-    while got := source.poll(0.1, max_records):
+    while True:
+        source._scan_at = 0.0  # look at the folder now: after a slow look, a busy machine's, it would rest first
+        if not (got := source.poll(0.1, max_records)):
+            return batches
         batches += got
-    return batches
 
 
 def values_of(batches: list[Records]) -> list[bytes | None]:
