@@ -30,11 +30,13 @@ test: check              ## everything, against real Kafka, MLflow and Prometheu
 bench: install           ## the budget table of docs/performance.md
 	$(BIN)/python -m bench
 
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 lock: install            ## rewrite the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml -o requirements.lock
 	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --group install -o requirements-install.lock
+	$(COMPILE) deploy/image/postgres.in -c requirements.lock -o deploy/image/postgres.lock
+	$(COMPILE) deploy/image/mlflow.in -c requirements.lock -c deploy/image/postgres.lock -o deploy/image/mlflow.lock
 
 docs: install            ## rewrite what is made from code: reference pages, dashboards, the manifests that hold them
 	$(BIN)/python docs/generate.py

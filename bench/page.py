@@ -17,6 +17,7 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.say import Say, quietly
+from monitor.config import from_dict
 from tests import measured_world as made
 from tests.daemons import Daemon, until
 
@@ -67,11 +68,11 @@ def _daemon(folder: Path, say: Say) -> Daemon:
     os.environ["DRIFTD_TEST_TOKEN"] = "bench"
     names = [f"model-{n}" for n in range(MODELS)]
     document = made.configuration(folder, names)
-    loaded = made.load(document)
+    loaded = from_dict(document)
     lake = Lake(loaded.config.lake_uri)
     for n, name in enumerate(names):
         say(f"writing the windows of {name}")
-        made.measure_windows(lake, loaded, name, WINDOWS, bad_since=6 if n < 3 else None)
+        made.measure_windows(lake, name, WINDOWS, bad_since=6 if n < 3 else None)
     daemon = Daemon(folder, document, {"DRIFTD_TEST_TOKEN": "bench"}).start()
     say("judging")
     until("the rules to be judged", lambda: daemon.metric("driftd_ticks_total", outcome="ok") >= 1, within=300)

@@ -66,7 +66,7 @@ def newest(ledger: Ledger, store: Store, model: str) -> dict[ActivityKind, datet
 
 
 def activities(ledger: Ledger, store: Store, model: str, limit: int = 200) -> list[Activity]:
-    """The newest `limit` of each source (rules, decisions, jobs, people), newest first."""
+    """The newest `limit` of each source (rules, decisions, jobs), newest first."""
     found: list[Activity] = []
     for t in ledger.transitions(model, limit):
         before, after = Phase(t["before"]), Phase(t["after"])
@@ -81,13 +81,12 @@ def activities(ledger: Ledger, store: Store, model: str, limit: int = 200) -> li
         )  # fmt: skip
     for d in ledger.decisions(model, limit):
         rule, version = str(d.evidence.get("rule") or ""), str(d.evidence.get("version") or "")
-        if d.outcome == REQUESTED:
-            kind, text = ActivityKind.RETRAIN_REQUESTED, f"retrain requested: {d.cause}"
-        else:
-            kind, text = ActivityKind.RETRAIN_SUPPRESSED, f"not retrained: {d.detail}; wanted because {d.cause}"
+        kind = ActivityKind.RETRAIN_REQUESTED if d.outcome == REQUESTED else ActivityKind.RETRAIN_SUPPRESSED
         end = datetime.fromisoformat(str(d.evidence["window_end"])) if d.evidence.get("window_end") else None
         found.append(
-            Activity(f"decision-{d.id}", d.recorded_at, model, kind, text, version, rule, d.request_id or "", end)
+            Activity(
+                f"decision-{d.id}", d.recorded_at, model, kind, d.to_words(), version, rule, d.request_id or "", end
+            )
         )
     for number, job, step in store.recent_steps(model, limit):
         if step.to_state in _STATES:

@@ -106,6 +106,11 @@ class Decision:
     evidence: Mapping[str, Any]
     request_id: str | None
 
+    def to_words(self) -> str:
+        if self.outcome != REQUESTED:
+            return f"not retrained: {self.detail}; wanted because {self.cause}"
+        return f"retrain requested: {self.cause}" + (f" ({self.detail})" if self.detail else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Round:

@@ -5,13 +5,14 @@ Invariant: reads the control database only, so it answers with the daemon stoppe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from monitor.ledger import REQUESTED, Decision, Ledger
 from monitor.rules import Phase
 from retrain.states import IN_FLIGHT
-from retrain.store import Job, Store
+from retrain.store import AliasMove, Job, Store
 
 
 def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 10) -> dict[str, Any]:
@@ -43,11 +44,14 @@ def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 1
             {**t, "at": t["at"].isoformat(), "recorded_at": t["recorded_at"].isoformat()}
             for t in ledger.transitions(model, 500)
         ],
-        "jobs": [_job(j) for j in jobs],
-        "champions": [
-            {"version": m.version, "since": m.at.isoformat(), "by": m.actor, "reason": m.reason} for m in moves[:10]
-        ],
+        "jobs": [job_line(j) for j in jobs],
+        "champions": champions(moves),
     }
+
+
+def champions(moves: Sequence[AliasMove]) -> list[dict[str, Any]]:
+    """The newest moves of the alias, newest first."""
+    return [{"version": m.version, "since": m.at.isoformat(), "by": m.actor, "reason": m.reason} for m in moves[:10]]
 
 
 def summary(decisions: list[Decision], jobs: list[Job]) -> str:
@@ -59,7 +63,7 @@ def summary(decisions: list[Decision], jobs: list[Job]) -> str:
     ended = jobs[0] if jobs else None
     newest = decisions[0] if decisions else None
     if newest is not None and newest.outcome != REQUESTED and (ended is None or newest.recorded_at > ended.updated_at):
-        return f"not retrained: {newest.detail}; wanted because {newest.cause}"
+        return newest.to_words()
     if ended is not None:
         why = f": {ended.error}" if ended.error else ""
         return f"last job {ended.id} {ended.state.value} at {_clock(ended.updated_at)}{why}"
@@ -67,21 +71,17 @@ def summary(decisions: list[Decision], jobs: list[Job]) -> str:
 
 
 def _decision(d: Decision) -> dict[str, Any]:
-    if d.outcome == REQUESTED:
-        words = f"retrain requested: {d.cause}" + (f" ({d.detail})" if d.detail else "")
-    else:
-        words = f"not retrained: {d.detail}; wanted because {d.cause}"
     return {
         "at": d.recorded_at.isoformat(),
         "trigger": d.trigger,
         "outcome": d.outcome,
-        "words": words,
+        "words": d.to_words(),
         "request": d.request_id,
         "evidence": dict(d.evidence),
     }
 
 
-def _job(job: Job) -> dict[str, Any]:
+def job_line(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "state": job.state.value,

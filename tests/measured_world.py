@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monitor.config import LoadedConfig, from_dict
+from monitor.config import LoadedConfig
 from monitor.lake import Lake, Table
 from monitor.measure.worker import MeasureResult
 from monitor.measurement import Measure, Measurement, WindowKey
@@ -56,7 +56,6 @@ def newest_end() -> datetime:
 
 def measure_windows(
     lake: Lake,
-    loaded: LoadedConfig,
     model: str,
     windows: int,
     *,
@@ -69,7 +68,6 @@ def measure_windows(
     The last `bad_since` have a low performance and features that drift.
     """
     rng, end = np.random.default_rng(len(model)), newest_end() + until * SIZE
-    plan = plans(loaded)[model]
     rows = []
     for left in range(windows - 1, -1, -1):
         key = WindowKey(model, version, end - (left + 1) * SIZE, end - left * SIZE)
@@ -78,12 +76,9 @@ def measure_windows(
             found = tuple(_performance(rng, bad) if performance else _drift(rng, bad, tuple(FEATURES)))
             result = MeasureResult(key, performance, 500, 480 if performance else 0, "registry:1", found)
             rows.append(to_rows(result, PERFORMANCE if performance else DRIFT, True, datetime.now(UTC)))
-    assert plan.schema.model == model
-    frame = pl.concat(rows)
-    for day, part in frame.group_by("date", maintain_order=True):
+    for _, part in pl.concat(rows).group_by("date", maintain_order=True):
         step = lake.position(Table.MEASUREMENTS, model, "sequence") or 0
         lake.append_next(Table.MEASUREMENTS, part, model, {"sequence": step} if step else {}, {"sequence": step + 1})
-        assert day
 
 
 def _performance(rng: np.random.Generator, bad: bool) -> list[Measurement]:
@@ -153,7 +148,3 @@ def job(store: Store, loaded: LoadedConfig, model: str, name: str, *path: JobSta
 
 def champion(store: Store, model: str, version: str) -> None:
     store.record_alias(AliasMove(model, "champion", version, None, None, "ada", datetime.now(UTC), "the first model"))
-
-
-def load(document: dict[str, Any]) -> LoadedConfig:
-    return from_dict(document)

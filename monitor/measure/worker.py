@@ -122,9 +122,19 @@ def window_outcomes(lake: Lake, key: WindowKey) -> pl.DataFrame:
     return last_outcomes(_window(lake, Table.OUTCOMES, key))
 
 
-def _window(lake: Lake, table: Table, key: WindowKey) -> pl.DataFrame:
+def scan_window(lake: Lake, table: Table, key: WindowKey) -> pl.LazyFrame | None:
+    """The window's rows of a table, lazily; None without a table."""
     last = key.end - timedelta(microseconds=1)
     lazy = lake.scan(table, key.model, (day(key.start), day(last)))
+    if lazy is None:
+        return None
+    return lazy.filter(
+        pl.col("model_version") == key.version, pl.col("ts").is_between(key.start, key.end, closed="left")
+    )
+
+
+def _window(lake: Lake, table: Table, key: WindowKey) -> pl.DataFrame:
+    lazy = scan_window(lake, table, key)
     if lazy is None:
         return pl.DataFrame(
             schema={
@@ -133,10 +143,7 @@ def _window(lake: Lake, table: Table, key: WindowKey) -> pl.DataFrame:
             }
         )  # fmt: skip
     try:
-        return lazy.filter(
-            pl.col("model_version") == key.version,
-            pl.col("ts").is_between(key.start, key.end, closed="left"),
-        ).collect()
+        return lazy.collect()
     except (OSError, pl.exceptions.ComputeError) as exc:
         raise TransientError(f"{lake.table_uri(table, key.model)}: {exc}") from exc
 

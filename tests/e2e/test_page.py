@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from monitor.config import LoadedConfig
+from monitor.config import LoadedConfig, from_dict
 from monitor.lake import Lake
 from retrain.states import JobState
 from retrain.store import open_store
@@ -48,7 +48,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("page")
     document = made.configuration(folder, ["calm", "empty", "hurt", "asked"])
     os.environ["DRIFTD_TEST_TOKEN"] = TOKEN
-    loaded = made.load(document)
+    loaded = from_dict(document)
     _prepare(loaded)
     running = Daemon(folder, document, {"DRIFTD_TEST_TOKEN": TOKEN})
     running.start()
@@ -60,8 +60,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def _prepare(loaded: LoadedConfig) -> None:
     loaded.config.state.mkdir(parents=True)
     lake, store = Lake(loaded.config.lake_uri), open_store(loaded.config.control_url)
-    made.measure_windows(lake, loaded, "calm", 40)
-    made.measure_windows(lake, loaded, "hurt", 40, bad_since=5)
+    made.measure_windows(lake, "calm", 40)
+    made.measure_windows(lake, "hurt", 40, bad_since=5)
     made.predictions(lake, "hurt")
     made.champion(store, "hurt", "1")
     made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None)

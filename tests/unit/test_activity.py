@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +16,7 @@ from retrain.config import RetrainConfig
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import AliasMove, Store, open_store
+from retrain.store import AliasMove, Store
 from tests.builders import BINARY, HOUR, MINUTE, NOW
 
 _EVIDENCE = {"rule": "drop", "version": "1", "window_end": (NOW - HOUR).isoformat()}
@@ -27,16 +25,8 @@ GATES = [{"name": "quality", "passed": True}, {"name": "latency", "passed": Fals
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
-    yield store
-    store.engine.dispose()
-
-
-@pytest.fixture
-def ledger(store: Store) -> Ledger:
-    ledger = Ledger(store.engine)
-    ledger.create()
+def ledger(ledger: Ledger) -> Ledger:
+    """With a rule that fired."""
     fired = Transition("drop", Phase.PENDING, Phase.FIRING, NOW - HOUR, "0.3 above 0.05")
     pending = Transition("drop", Phase.INACTIVE, Phase.PENDING, NOW - 2 * HOUR, "0.3 above 0.05")
     ledger.record(Round("fraud", -1, 1, [], [("1", pending), ("1", fired)]), NOW)

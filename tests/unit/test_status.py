@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -19,23 +17,8 @@ from retrain.config import RetrainConfig
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import Store, open_store
+from retrain.store import Store
 from tests.builders import BINARY, HOUR, MINUTE, NOW
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
-    yield store
-    store.engine.dispose()
-
-
-@pytest.fixture
-def ledger(store: Store) -> Ledger:
-    ledger = Ledger(store.engine)
-    ledger.create()
-    return ledger
-
 
 REQUEST = RetrainRequest("r1", "fraud", TriggerKind.RULE, "rule drop fires", {}, NOW)
 CAUSE = Cause("fraud", TriggerKind.RULE, "o", "rule drop fires", {"rule": "drop"})

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from monitor.config import from_dict
 from monitor.history import History
 from monitor.judging import judge_windows
 from monitor.lake import Lake, Table
@@ -27,7 +29,7 @@ _GATE = {"name": "quality", "passed": True, "value": 0.1, "limit": 0.0, "detail"
 
 class World:
     def __init__(self, folder: Path, models: list[str]):
-        self.loaded = made.load(made.configuration(folder, models) | {"http": {"port": 0}})
+        self.loaded = from_dict(made.configuration(folder, models) | {"http": {"port": 0}})
         self.folder = folder
         self.lake = Lake(self.loaded.config.lake_uri)
         self.store: Store = open_store(f"sqlite:///{folder / 'control.db'}")
@@ -41,7 +43,7 @@ class World:
     def judge(self, model: str) -> None:
         """As the evaluator does after windows were measured."""
         plan = plans(self.loaded)[model]
-        rows = made.pl.DataFrame() if (lazy := self.lake.scan(Table.MEASUREMENTS, model)) is None else lazy.collect()
+        rows = pl.DataFrame() if (lazy := self.lake.scan(Table.MEASUREMENTS, model)) is None else lazy.collect()
         judged = judge_windows(plan.rules, plan.min_rows, {}, windows_in(rows, model), self.now)
         transitions = [(key.version, t) for t, key in judged.transitions]
         self.ledger.record(Round(model, -1, 1, list(judged.records.values()), transitions), self.now)
@@ -58,8 +60,8 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path, ["calm", "empty", "hurt"])
-    made.measure_windows(world.lake, world.loaded, "calm", 30)
-    made.measure_windows(world.lake, world.loaded, "hurt", 30, bad_since=5)
+    made.measure_windows(world.lake, "calm", 30)
+    made.measure_windows(world.lake, "hurt", 30, bad_since=5)
     world.judge("calm")
     world.judge("hurt")
     yield world
@@ -80,7 +82,7 @@ def test_fleet_is_worst_first_and_says_why(world: World) -> None:
 
 def test_fleet_follows_new_windows(world: World) -> None:
     world.fleet()
-    made.measure_windows(world.lake, world.loaded, "empty", 3)
+    made.measure_windows(world.lake, "empty", 3)
     line = next(m for m in world.fleet() if m["model"] == "empty")
     assert line["value"] is not None
     assert line["drift_share"] is not None
@@ -136,8 +138,8 @@ def test_jobs_show_gates_steps_and_where_the_run_is(world: World) -> None:
 
 
 def test_promotion_is_marked_where_the_new_version_began(world: World) -> None:
-    made.measure_windows(world.lake, world.loaded, "empty", 5, version="6", until=-2)
-    made.measure_windows(world.lake, world.loaded, "empty", 2, version="7")
+    made.measure_windows(world.lake, "empty", 5, version="6", until=-2)
+    made.measure_windows(world.lake, "empty", 2, version="7")
     steps = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING, JobState.PROMOTED)
     made.job(world.store, world.loaded, "empty", "job-7", *steps, version="7")
     model = world.model("empty")
@@ -147,7 +149,7 @@ def test_promotion_is_marked_where_the_new_version_began(world: World) -> None:
 
 
 def test_promotion_from_before_the_picture_is_not_marked_at_its_edge(world: World) -> None:
-    made.measure_windows(world.lake, world.loaded, "empty", 2, version="7")
+    made.measure_windows(world.lake, "empty", 2, version="7")
     steps = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING, JobState.PROMOTED)
     made.job(world.store, world.loaded, "empty", "job-7", *steps, version="7")
     model = world.model("empty")
@@ -155,8 +157,8 @@ def test_promotion_from_before_the_picture_is_not_marked_at_its_edge(world: Worl
 
 
 def test_of_two_versions_at_a_time_the_champions_performance_is_shown(world: World) -> None:
-    made.measure_windows(world.lake, world.loaded, "empty", 3, version="9", bad_since=3)
-    made.measure_windows(world.lake, world.loaded, "empty", 3, version="10")
+    made.measure_windows(world.lake, "empty", 3, version="9", bad_since=3)
+    made.measure_windows(world.lake, "empty", 3, version="10")
     made.champion(world.store, "empty", "10")
     line = next(m for m in world.fleet() if m["model"] == "empty")
     assert (line["version"], line["measured_version"]) == ("10", "10")
@@ -175,7 +177,7 @@ def test_overview_of_another_metric_is_read_anew(world: World) -> None:
 def test_overview_followed_is_the_overview_read_at_once(world: World) -> None:
     history = History(world.lake)
     history.overview("calm", "f1", world.now)
-    made.measure_windows(world.lake, world.loaded, "calm", 4, bad_since=4)  # the last four, measured again
+    made.measure_windows(world.lake, "calm", 4, bad_since=4)  # the last four, measured again
     followed = history.overview("calm", "f1", world.now)
     assert followed.equals(History(world.lake).overview("calm", "f1", world.now))
     assert followed.height == 30

@@ -121,74 +121,62 @@ function padded(low, high) {
   return [low - room, high + room];
 }
 
-// One row per rule; red where it fired, amber where it was pending.
-export function phases(element, { x, from, to, rules, picked, onPick }) {
-  const options = base(element, 34 + 26 * rules.length, from, to, picked, onPick);
+// Named rows of coloured cells on the time axis; `paint(row, fill)` calls fill(from, to, colour, opacity, room).
+function rows(element, { x, from, to, picked, onPick }, tall, names, paint) {
+  const options = base(element, 34 + tall * names.length, from, to, picked, onPick);
   options.legend = { show: false };
-  const splits = rules.map((_, i) => i + 0.5);
-  options.scales.y = { range: [0, rules.length] };
+  options.scales.y = { range: [0, names.length] };
   options.axes = axes(() => "");
-  options.axes[1] = { ...options.axes[1], splits: () => splits, grid: { show: false }, ticks: { show: false } };
+  options.axes[1] = { ...options.axes[1], splits: () => [], grid: { show: false }, ticks: { show: false } };
   options.series = [{}, { stroke: "transparent" }];
   options.hooks.drawAxes.push(drawPicked(picked));
   options.hooks.draw.push((u) => {
-    const { ctx, bbox } = u, row = bbox.height / rules.length;
+    const { ctx, bbox } = u, row = bbox.height / names.length;
     ctx.save();
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.textBaseline = "middle";
     ctx.textAlign = "left";
-    rules.forEach((rule, i) => {
-      const top = bbox.top + i * row + row * 0.18, tall = row * 0.64;
-      ctx.fillStyle = colour("--ok-tint");
-      ctx.fillRect(bbox.left, top, bbox.width, tall);
-      for (const span of rule.spans) {
-        const a = Math.max(bbox.left, u.valToPos(span.from, "x", true));
-        const b = Math.min(bbox.left + bbox.width, u.valToPos(span.to ?? to, "x", true));
-        if (b < a) continue;
-        ctx.fillStyle = colour(span.phase === "firing" ? "--firing" : "--pending");
-        ctx.fillRect(a, top, Math.max(2 * devicePixelRatio, b - a), tall);
-      }
+    names.forEach((name, i) => {
+      const top = bbox.top + i * row;
+      paint(i, (start, end, tint, opacity, room) => {
+        const a = Math.max(bbox.left, u.valToPos(start, "x", true));
+        const b = Math.min(bbox.left + bbox.width, u.valToPos(end, "x", true));
+        if (b < a) return;
+        ctx.globalAlpha = opacity;
+        ctx.fillStyle = colour(tint);
+        ctx.fillRect(a, top + room * row, Math.max(2 * devicePixelRatio, b - a - 1), row * (1 - 2 * room));
+      });
+      ctx.globalAlpha = 1;
       ctx.fillStyle = colour("--ink");
-      ctx.fillText(rule.rule, bbox.left + 6 * devicePixelRatio, top + tall / 2);
+      ctx.fillText(name, bbox.left + 6 * devicePixelRatio, top + row / 2);
     });
     ctx.restore();
   });
   return new uPlot(options, [x, x.map(() => null)], element);
 }
 
-// Features by windows: the darker, the further beyond its threshold.
-export function heat(element, { x, from, to, features, picked, onPick }) {
-  const options = base(element, 34 + 20 * features.length, from, to, picked, onPick);
-  options.legend = { show: false };
-  options.scales.y = { range: [0, features.length] };
-  options.axes = axes(() => "");
-  options.axes[1] = { ...options.axes[1], splits: () => [], grid: { show: false }, ticks: { show: false } };
-  options.series = [{}, { stroke: "transparent" }];
-  options.hooks.draw.push((u) => {
-    const { ctx, bbox } = u, row = bbox.height / features.length;
-    const steps = x.slice(1).map((v, i) => v - x[i]).filter((d) => d > 0);
-    const step = steps.length ? Math.min(...steps) : (to - from) / 4;
-    ctx.save();
-    ctx.font = `${11.5 * devicePixelRatio}px system-ui, sans-serif`;
-    ctx.textBaseline = "middle";
-    ctx.textAlign = "left";
-    features.forEach((f, i) => {
-      const top = bbox.top + i * row;
-      x.forEach((end, n) => {
-        const b = u.valToPos(end, "x", true), a = u.valToPos(end - step, "x", true);
-        if (f.drifted_history[n] === null || f.drifted_history[n] === undefined) return;
-        ctx.fillStyle = colour(f.drifted_history[n] ? "--firing" : "--ok");
-        ctx.globalAlpha = f.drifted_history[n] ? 0.35 + 0.5 * Math.min(1, strength(f, n)) : 0.1;
-        ctx.fillRect(a, top + 1, Math.max(1, b - a - 1), row - 2);
-      });
-      ctx.globalAlpha = 1;
-      ctx.fillStyle = colour("--ink");
-      ctx.fillText(f.feature, bbox.left + 6 * devicePixelRatio, top + row / 2);
-    });
-    ctx.restore();
+// One row per rule; red where it fired, amber where it was pending.
+export function phases(element, { rules, ...common }) {
+  const { from, to } = common;
+  return rows(element, common, 26, rules.map((r) => r.rule), (i, fill) => {
+    fill(from, to, "--ok-tint", 1, 0.18);
+    for (const s of rules[i].spans) fill(s.from, s.to ?? to, s.phase === "firing" ? "--firing" : "--pending", 1, 0.18);
   });
-  options.hooks.drawAxes.push(drawPicked(picked));
-  return new uPlot(options, [x, x.map(() => null)], element);
+}
+
+// Features by windows: the darker, the further beyond its threshold.
+export function heat(element, { features, ...common }) {
+  const { x, from, to } = common;
+  const steps = x.slice(1).map((v, i) => v - x[i]).filter((d) => d > 0);
+  const step = steps.length ? Math.min(...steps) : (to - from) / 4;
+  return rows(element, common, 20, features.map((f) => f.feature), (i, fill) => {
+    const { drifted_history: drifted } = features[i];
+    x.forEach((end, n) => {
+      if (drifted[n] === null || drifted[n] === undefined) return;
+      const opacity = drifted[n] ? 0.35 + 0.5 * Math.min(1, strength(features[i], n)) : 0.1;
+      fill(end - step, end, drifted[n] ? "--firing" : "--ok", opacity, 0.05);
+    });
+  });
 }
 
 function strength(feature, n) {
