@@ -7,11 +7,15 @@ hours would pass in production. Every figure printed is read from the daemon or 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -53,8 +57,10 @@ def tell(options: DemoOptions) -> None:
     with console.status("training and registering the first model"), scoring_service(stage, loaded) as scorer:
         console.print(f"  first model: version {scorer.registered}, trained on {stage.first_row:,} rows")
         with daemon_process(stage) as url:
-            console.print(f"  status page: {url}")
-            console.print(f"  daemon at {url}, window = {stage.window_rows} rows, labels {stage.label_delay} rows late")
+            console.print(
+                f"  daemon and status page at {url}, window = {stage.window_rows} rows, "
+                f"labels {stage.label_delay} rows late"
+            )
             console.print(
                 f"  performance = {world.metric} on the window's rows, as served · "
                 f"drift = features that drifted · rule = phase of performance_drop\n"
@@ -261,10 +267,16 @@ def _print_end(console: Console, stage: Stage, summary: dict[str, Any], seconds:
     store = (stage.folder / "state" / "mlflow.db").absolute()
     console.print("[bold]Where to look[/bold]")
     console.print(f"  metrics   {stage.folder / 'metrics.txt'}", soft_wrap=True)
-    console.print(f"  MLflow    mlflow ui --backend-store-uri sqlite:///{store}", soft_wrap=True)
+    console.print(f"  MLflow    {_command('mlflow')} ui --backend-store-uri sqlite:///{store}", soft_wrap=True)
     console.print(f"  report    {reports[0] if reports else '(none: no rule fired)'}", soft_wrap=True)
-    console.print(f"  status    driftd --config {stage.folder / 'config.toml'} status", soft_wrap=True)
-    console.print(f"  page      driftd --config {stage.folder / 'config.toml'} run", soft_wrap=True)
+    ours = f"{_command('driftd')} --config {stage.folder / 'config.toml'}"
+    console.print(f"  status    {ours} status", soft_wrap=True)
+    console.print(f"  page      {ours} run", soft_wrap=True)
+
+
+def _command(name: str) -> str:
+    """As it can be typed here: the environment of the demo need not be on the PATH."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
 
 
 def _get(url: str) -> str:
