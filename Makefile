@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs lock clean install
+.PHONY: demo test check bench bench-decisions docs lock clean install
 
 install: $(VENV)/.installed
 
@@ -30,11 +30,16 @@ test: check              ## everything, against real Kafka, MLflow and Prometheu
 bench: install           ## the budget table of docs/performance.md
 	$(BIN)/python -m bench
 
+bench-decisions: install ## driftd against what people use instead: the tables of docs/decisions-quality.md (hours)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-bench.lock
+	$(BIN)/python -m bench.decisions $(ARGS)
+
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 lock: install            ## rewrite the lock files from pyproject.toml
 	$(COMPILE) pyproject.toml -o requirements.lock
 	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --group install -o requirements-install.lock
+	$(COMPILE) --group bench -c requirements-dev.lock $(addprefix --no-emit-package ,narwhals numpy scipy) -o requirements-bench.lock
 	$(COMPILE) deploy/image/postgres.in -c requirements.lock -o deploy/image/postgres.lock
 	$(COMPILE) deploy/image/mlflow.in -c requirements.lock -c deploy/image/postgres.lock -o deploy/image/mlflow.lock
 

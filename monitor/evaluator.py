@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import structlog
 
+from monitor.decider import Decider, JobHistoryOf
 from monitor.errors import TransientError
-from monitor.judging import Records, RuleRecord, firing, judge_windows
+from monitor.judging import Records
 from monitor.lake import Conflict, HistoryGone, Lake, Table, collect
-from monitor.ledger import Ledger, Round
+from monitor.ledger import Ledger
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup, measure
 from monitor.measurement import Measure, WindowKey
 from monitor.measurement_table import to_rows, windows_in
@@ -26,20 +26,16 @@ from monitor.metrics import Metrics
 from monitor.outcomes import ROWS, OutcomeWriter
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
-from monitor.rules import Action, Phase, Transition, Verdict
-from monitor.triggers import Cause, JobHistory, Suppressed, decide, request_id
+from monitor.rules import Phase
+from monitor.triggers import Cause, Suppressed
 from monitor.windows import superseded
 from monitor.workers import Workers
-from retrain.request import RetrainRequest, TriggerKind
+from retrain.request import RetrainRequest
 
 log = structlog.get_logger()
 
 MAX_TASKS = 64
 """Windows measured in one tick at most, so that a backlog leaves ticks short."""
-
-
-JobHistoryOf = Callable[[str, datetime | None, datetime], JobHistory]
-"""(model, since when it fires, now) -> what the control database knows of its jobs."""
 
 
 class ModelEvaluator:
@@ -60,8 +56,7 @@ class ModelEvaluator:
         self._ledger = ledger
         self._workers = workers
         self._metrics = metrics
-        self._job_history = job_history
-        self._on_breach = on_breach
+        self._decider = Decider(plan, ledger, metrics, job_history, on_breach)
         self.progress = Progress(lake, plan.model, plan.windows)
         self.outcomes = OutcomeWriter(
             lake, plan.model, plan.windows.max_delay, metrics.orphan_labels.labels(plan.model).inc
@@ -78,7 +73,7 @@ class ModelEvaluator:
             results = self._measure()
             self._store(results, now)
             self._judge(now)
-            self._trigger(now)
+            self._decider.trigger(now, self._count_outcomes)
         except Conflict as exc:
             log.info("evaluation_superseded", model=self.plan.model, detail=str(exc))
             self.reset()
@@ -121,13 +116,10 @@ class ModelEvaluator:
         return MeasureTask(
             lake_uri=self._lake.uri,
             storage_options=self._lake.options,
-            schema=plan.schema,
             key=key,
             performance=kind == PERFORMANCE,
-            methods=plan.methods,
-            metrics=plan.metrics,
-            segment_min_rows=plan.segment_min_rows,
-            max_rows=plan.max_rows,
+            settings=plan.settings,
+            season=plan.season,
             reference=plan.reference,
         )
 
@@ -207,22 +199,9 @@ class ModelEvaluator:
         except HistoryGone:
             lazy = self._lake.scan(Table.MEASUREMENTS, model)
             rows = collect(lazy) if lazy is not None else None
-        judged = judge_windows(
-            self.plan.rules, self.plan.min_rows, self._ledger.rule_records(model), windows_in(rows, model), now
-        )
-        retired = self._retired({version for version, _ in judged.records})
-        done = Round(
-            model=model,
-            before=before,
-            cursor=newest,
-            records=[judged.records[at] for at in judged.changed if at[0] not in retired],
-            transitions=[(key.version, t) for t, key in judged.transitions],
-            retired=retired,
-        )
-        self._ledger.record(done, now)
-        self._announce(judged.transitions)
-        self._export({at: r for at, r in judged.records.items() if at[0] not in retired})
-        self._metrics.measurements.retire(model, set(self.progress.versions()) - set(retired))
+        judged = self._decider.judge(windows_in(rows, model), before, newest, now, self._retired)
+        self._export(judged.records)
+        self._metrics.measurements.retire(model, set(self.progress.versions()) - set(judged.retired))
 
     def _retired(self, stored: set[str]) -> list[str]:
         """Versions that no window speaks of any more: superseded by a newer one for longer than labels take."""
@@ -233,18 +212,6 @@ class ModelEvaluator:
         grace = self.plan.windows.size * 4 + self.plan.windows.lateness
         pending = {k.version for k in self.progress.windows}
         return sorted(v for v in stored if v not in pending and (v not in versions or newest - versions[v] > grace))
-
-    def _announce(self, transitions: Iterable[tuple[Transition, WindowKey]]) -> None:
-        severities = {r.name: r.severity.value for r in self.plan.rules}
-        for t, key in transitions:
-            event = "rule_fired" if t.after is Phase.FIRING else "rule_changed"
-            log.info(
-                event, model=self.plan.model, version=key.version, rule=t.rule, phase=t.after.value,
-                window_end=t.at.isoformat(), reason=t.reason,
-            )  # fmt: skip
-            if t.after is Phase.FIRING:
-                self._metrics.rules_fired.labels(self.plan.model, t.rule, severities[t.rule]).inc()
-                self._on_breach(t.rule, key)
 
     def _export(self, records: Records) -> None:
         """A rule's phase over the versions that serve: the most alarmed one counts."""
@@ -259,78 +226,9 @@ class ModelEvaluator:
                 self._metrics.rule_value.labels(self.plan.model, rule.name).set(latest.value)
         self._exported = True
 
-    # -- deciding
-
-    def _trigger(self, now: datetime) -> None:
-        records = self._ledger.rule_records(self.plan.model)
-        actions = {r.name: r.action for r in self.plan.rules}
-        for record in firing(records):
-            if actions.get(record.rule) is Action.RETRAIN and record.verdict is Verdict.BREACH:
-                self.decide(self._cause(record), now, record.firing_since, record.judged)
-        if self.plan.new_labels:
-            self._trigger_on_labels(now)
-
-    def _cause(self, record: RuleRecord) -> Cause:
-        at = record.state.at
-        return Cause(
-            model=self.plan.model,
-            trigger=TriggerKind.RULE,
-            occasion=f"{record.version}/{record.rule}/{at.isoformat() if at else ''}",
-            reason=f"rule {record.rule} fires on version {record.version}: {record.reason}",
-            evidence={
-                "rule": record.rule,
-                "version": record.version,
-                "value": record.value,
-                "judged": record.judged,
-                "window_end": at.isoformat() if at else None,
-            },
-            version=record.version,
-        )
-
-    def decide(
-        self, cause: Cause, now: datetime, since: datetime | None = None, judged: int = 0
-    ) -> RetrainRequest | Suppressed:
-        """Decide on a cause and record the answer with its evidence; an occasion answered before stays answered."""
-        last = self._ledger.last_request(self.plan.model)
-        if last is not None and last.id == request_id(cause):
-            return last
-        cause = replace(cause, evidence={**cause.evidence, "outcomes": self._count_outcomes()})
-        history = self._job_history(self.plan.model, since, now)
-        same = last is not None and all(last.evidence.get(k) == cause.evidence.get(k) for k in ("rule", "version"))
-        before = int(last.evidence.get("judged", 0)) if last is not None and same else 0
-        history = replace(history, windows_since_last=judged - before)
-        decision = decide(cause, self.plan.triggers, history, now)
-        if self._ledger.decide(decision, now):
-            if isinstance(decision, Suppressed):
-                log.info(
-                    "retrain_suppressed", model=cause.model, reason=decision.reason.value,
-                    detail=decision.detail, cause=cause.reason,
-                )  # fmt: skip
-                self._metrics.suppressed.labels(cause.model, decision.reason.value).inc()
-            else:
-                log.info(
-                    "retrain_requested", model=cause.model, request=decision.id,
-                    trigger=cause.trigger.value, reason=cause.reason,
-                )  # fmt: skip
-                self._metrics.requests.labels(cause.model, cause.trigger.value).inc()
-        return decision
-
-    def _trigger_on_labels(self, now: datetime) -> None:
-        assert self.plan.new_labels is not None
-        total = self._count_outcomes()
-        last = self._ledger.last_request(self.plan.model)
-        before = int(last.evidence.get("outcomes", 0)) if last else 0
-        if total - before >= self.plan.new_labels:
-            self.decide(
-                Cause(
-                    model=self.plan.model,
-                    trigger=TriggerKind.LABELS,
-                    occasion=f"{before}+{self.plan.new_labels}",
-                    reason=f"{total - before} new labels since the last retrain",
-                    evidence={},
-                ),
-                now,
-            )
+    def decide(self, cause: Cause, now: datetime) -> RetrainRequest | Suppressed:
+        """Decide on a cause that no window gave (a schedule) and record the answer."""
+        return self._decider.decide(cause, now, self._count_outcomes())
 
     def _count_outcomes(self) -> int:
         """Outcomes ever appended: unlike the rows stored, retention does not take from it."""

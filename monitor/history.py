@@ -23,7 +23,7 @@ SPAN = timedelta(days=30)
 _WINDOW = ("model_version", "window_start", "window_end")
 _SUBJECT = ("measure", "feature", "metric", "segment")
 _REPEATED = ("kind", *_SUBJECT, "method", "reason")  # text that is kept as numbers
-_COLUMNS = (*_WINDOW, "final", "measured_at", "value", "rows", "threshold", "drifted", "lower", "upper")
+_COLUMNS = (*_WINDOW, "final", "measured_at", "value", "rows", "threshold", "drifted", "lower", "upper", "p_value")
 _OVERVIEW: Mapping[str, pl.Expr] = {
     "value": pl.col("measure") == Measure.PERFORMANCE.value,
     "drop": pl.col("measure") == Measure.PERFORMANCE_DROP.value,
@@ -123,7 +123,7 @@ class History:
 
 
 def _optional(column: str, known: list[str]) -> pl.Expr:
-    """Tables written before intervals were measured have no such columns."""
+    """Tables written before intervals or p-values were measured have no such columns."""
     return pl.col(column) if column in known else pl.lit(None, dtype=pl.Float64).alias(column)
 
 

@@ -86,7 +86,7 @@ def _apply(
         judged=old.judged + decided,
         verdict=judged.verdict,
         value=judged.worst.value if judged.worst else None,
-        reason=explain(rule, judged),
+        reason=explain(rule, judged, state),
         firing_since=since,
     )
     return updated, transition

@@ -296,6 +296,18 @@ class Ledger:
             found = db.scalar(query)
         return RetrainRequest.from_json(found) if found else None
 
+    def request_windows(self, model: str, limit: int) -> list[datetime]:
+        """Ends of the windows at which the newest requests were made, newest first, as far as a window made them."""
+        query = (
+            select(_decisions.c.evidence)
+            .where(_decisions.c.model == model, _decisions.c.outcome == REQUESTED)
+            .order_by(_decisions.c.id.desc())
+            .limit(limit)
+        )
+        with reading(self._engine) as db:
+            ends = [evidence.get("window_end") for evidence in db.scalars(query)]
+        return [datetime.fromisoformat(end) for end in ends if end]
+
     def decisions(self, model: str, limit: int = 20) -> list[Decision]:
         """Newest first."""
         query = select(_decisions).where(_decisions.c.model == model).order_by(_decisions.c.id.desc()).limit(limit)

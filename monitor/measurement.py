@@ -13,11 +13,15 @@ from enum import StrEnum
 class Measure(StrEnum):
     FEATURE_DRIFT = "feature_drift"
     DRIFT_SHARE = "drift_share"
+    DRIFT_IMPACT = "drift_impact"
     PREDICTION_DRIFT = "prediction_drift"
     LABEL_DRIFT = "label_drift"
     PERFORMANCE = "performance"
     PERFORMANCE_DROP = "performance_drop"
     PERFORMANCE_DROP_RATIO = "performance_drop_ratio"
+    ESTIMATED_PERFORMANCE = "estimated_performance"
+    ESTIMATED_DROP = "estimated_drop"
+    ESTIMATION_ERROR = "estimation_error"
     MISSING_SHARE = "missing_share"
     UNSEEN_SHARE = "unseen_share"
     OUT_OF_RANGE_SHARE = "out_of_range_share"
@@ -36,9 +40,13 @@ class Measurement:
 
     Shares are in [0, 1], latencies and label delay in seconds, volume in rows. `performance_drop` is how much
     worse than the reference the metric is (positive = worse, whichever way the metric runs), in the metric's
-    units; `performance_drop_ratio` is that over the reference's absolute value. `interval` is the 95 % interval of a
-    `performance`. `drifted` and `threshold` are set for drift measures only; `value` is then the test's p-value or
-    distance.
+    units; `performance_drop_ratio` is that over the reference's absolute value. `drifted` and `threshold` are set for
+    drift measures only; `value` is then the test's p-value or distance.
+
+    `interval` is the value's 95 % interval, where it has one. `p_value` is the chance of a value at least as extreme in
+    a window of this size when nothing has changed (calibrated on the reference; None: not known). `standard_error`
+    is the part of the value's uncertainty that comes from the window's rows, `reference_error` the part that comes
+    from the reference's and is the same in every window.
     """
 
     measure: Measure
@@ -52,6 +60,9 @@ class Measurement:
     drifted: bool | None = None
     reason: str = ""
     interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    standard_error: float | None = None
+    reference_error: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -37,6 +37,9 @@ SCHEMA: dict[str, Any] = {
     "reason": pl.String,
     "lower": pl.Float64,
     "upper": pl.Float64,
+    "p_value": pl.Float64,
+    "standard_error": pl.Float64,
+    "reference_error": pl.Float64,
 }
 
 
@@ -52,6 +55,7 @@ def to_rows(result: MeasureResult, kind: str, final: bool, now: datetime) -> pl.
             (
                 *window, m.measure.value, m.feature, m.metric, m.segment, m.value, m.rows, m.method,
                 m.threshold, m.drifted, m.reason, *(m.interval or (None, None)),
+                m.p_value, m.standard_error, m.reference_error,
             )
             for m in result.measurements
         ],
@@ -77,5 +81,6 @@ def windows_in(rows: pl.DataFrame | None, model: str) -> Iterable[tuple[WindowKe
 def _measurement(row: dict[str, Any]) -> Measurement:
     fields = ("rows", "feature", "metric", "segment", "method", "value", "threshold", "drifted", "reason")
     given: dict[str, Any] = {f: row[f] for f in fields}
+    given |= {f: row.get(f) for f in ("p_value", "standard_error", "reference_error")}  # rows of before have none
     interval = (row["lower"], row["upper"]) if row.get("lower") is not None else None
     return Measurement(measure=Measure(str(row["measure"])), interval=interval, **given)

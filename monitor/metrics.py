@@ -36,6 +36,19 @@ _NAMES: Mapping[Measure, tuple[str, str]] = {
         "How much worse than the reference (positive)",
     ),
     Measure.PERFORMANCE_DROP_RATIO: ("driftd_performance_drop_ratio", "The same over the reference's value"),
+    Measure.DRIFT_IMPACT: ("driftd_drift_impact_score", "Drift of a feature weighted with its importance to the model"),
+    Measure.ESTIMATED_PERFORMANCE: (
+        "driftd_estimated_performance_score",
+        "Estimate, made without labels: model quality by metric if inputs still mean the same",
+    ),
+    Measure.ESTIMATED_DROP: (
+        "driftd_estimated_drop_score",
+        "Estimate, made without labels: how much worse than the reference (positive)",
+    ),
+    Measure.ESTIMATION_ERROR: (
+        "driftd_estimation_error_score",
+        "How much worse than its estimate the performance turned out (positive)",
+    ),
     Measure.MISSING_SHARE: ("driftd_missing_ratio", "Rows without a usable value"),
     Measure.UNSEEN_SHARE: ("driftd_unseen_ratio", "Values that the reference does not know"),
     Measure.OUT_OF_RANGE_SHARE: ("driftd_out_of_range_ratio", "Values outside the reference's range"),
@@ -56,6 +69,10 @@ _LABELS: Mapping[Measure, tuple[str, ...]] = {
     Measure.PERFORMANCE: ("metric", "segment"),
     Measure.PERFORMANCE_DROP: ("metric", "segment"),
     Measure.PERFORMANCE_DROP_RATIO: ("metric", "segment"),
+    Measure.DRIFT_IMPACT: ("feature",),
+    Measure.ESTIMATED_PERFORMANCE: ("metric", "segment"),
+    Measure.ESTIMATED_DROP: ("metric", "segment"),
+    Measure.ESTIMATION_ERROR: ("metric", "segment"),
 }
 
 
@@ -119,7 +136,8 @@ class MeasurementCollector(Collector):
                 undefined.add_metric([model, version], count)
         yield drifted
         yield undefined
-        yield from self._intervals()
+        for measure, name, what in _INTERVALS:
+            yield from self._intervals(measure, name, what)
         window = GaugeMetricFamily(
             "driftd_window_end_timestamp_seconds",
             "End of the newest measured window (event time)",
@@ -129,22 +147,24 @@ class MeasurementCollector(Collector):
             window.add_metric([model, version], end)
         yield window
 
-    def _intervals(self) -> Iterable[Metric]:
+    def _intervals(self, measure: Measure, name: str, what: str) -> Iterable[Metric]:
         labels = ("model", "version", "metric", "segment")
-        lower = GaugeMetricFamily(
-            "driftd_performance_lower_score", "Lower end of the 95 % interval of the performance", labels=labels
-        )
-        upper = GaugeMetricFamily(
-            "driftd_performance_upper_score", "Upper end of the 95 % interval of the performance", labels=labels
-        )
+        lower = GaugeMetricFamily(f"{name}_lower_score", f"Lower end of the 95 % interval of {what}", labels=labels)
+        upper = GaugeMetricFamily(f"{name}_upper_score", f"Upper end of the 95 % interval of {what}", labels=labels)
         for model, values in list(self._values.items()):
             for (version, _), (m, _end) in values.items():
-                if m.measure is Measure.PERFORMANCE and m.interval is not None:
+                if m.measure is measure and m.interval is not None:
                     at = [model, version, m.metric, m.segment]
                     lower.add_metric(at, m.interval[0])
                     upper.add_metric(at, m.interval[1])
         yield lower
         yield upper
+
+
+_INTERVALS = (
+    (Measure.PERFORMANCE, "driftd_performance", "the performance"),
+    (Measure.ESTIMATED_PERFORMANCE, "driftd_estimated_performance", "the estimated performance"),
+)
 
 
 COMPONENTS = ("source", "lake", "control", "evaluation")

@@ -5,18 +5,34 @@ Invariant: pure; the only place where a default depends on another setting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import assert_never
 
 from monitor.config import LoadedConfig
 from monitor.measure.methods import DriftMethod, default_method, drift_method
+from monitor.measure.settings import Season, Settings
 from monitor.measure.worker import ReferenceSource
-from monitor.rules import Rule
-from monitor.sections import DEFAULT_METRICS, DEFAULT_RULES, JUDGED, Config, ModelConfig, RuleConfig, Secret
+from monitor.rules import ForDuration, ForEvidence, ForWindows, Rule, Sustained
+from monitor.sections import (
+    DEFAULT_METRICS,
+    DEFAULT_RULES,
+    JUDGED,
+    Config,
+    ModelConfig,
+    ReferenceConfig,
+    RuleConfig,
+    Secret,
+)
+from monitor.significance import ALLOWANCE, surprise, sustained_level
 from monitor.triggers import TriggerPolicy
 from monitor.windows import WindowPolicy
 from retrain.config import RetrainConfig
 from retrain.schema import FeatureKind, ModelSchema
+
+HOLDOUT_WINDOWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +42,9 @@ class ModelPlan:
     schema: ModelSchema
     windows: WindowPolicy
     min_rows: int
-    max_rows: int
     warmup_windows: int
-    metrics: tuple[str, ...]
-    segment_min_rows: int
-    methods: Mapping[str, DriftMethod]
+    settings: Settings
+    season: Season | None
     rules: tuple[Rule, ...]
     triggers: TriggerPolicy
     new_labels: int | None
@@ -42,6 +56,15 @@ class ModelPlan:
     @property
     def model(self) -> str:
         return self.schema.model
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Performance metrics; the first is the one that rules judge."""
+        return self.settings.metrics
+
+    @property
+    def methods(self) -> Mapping[str, DriftMethod]:
+        return self.settings.methods
 
 
 def plans(loaded: LoadedConfig) -> dict[str, ModelPlan]:
@@ -60,6 +83,8 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
         gates = retrain.gates.model_copy(update={"metric": metrics[0]})
         retrain = retrain.model_copy(update={"gates": gates})
     windows = section.windows
+    if retrain.holdout_span is None:
+        retrain = retrain.model_copy(update={"holdout_span": windows.size * HOLDOUT_WINDOWS})
     name = section.registered_model or schema.model
     return ModelPlan(
         schema=schema,
@@ -71,16 +96,23 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
             max_delay=windows.max_delay,
         ),
         min_rows=windows.min_rows,
-        max_rows=windows.max_rows,
         warmup_windows=section.reference.warmup_windows,
-        metrics=metrics,
-        segment_min_rows=retrain.gates.segment_min_rows,
-        methods=_methods(section, schema),
-        rules=tuple(_rule(r, metrics[0]) for r in rules),
+        settings=Settings(
+            schema=schema,
+            methods=_methods(section, schema),
+            metrics=metrics,
+            segment_min_rows=retrain.gates.segment_min_rows,
+            max_rows=windows.max_rows,
+            calibrate=any(r.calibrated or r.significant for r in rules),
+        ),
+        season=_season(section.reference),
+        rules=tuple(_rule(r, metrics[0], windows.size) for r in rules),
         triggers=TriggerPolicy(
             enabled=retrain.enabled,
             cooldown=retrain.cooldown,
             max_per_day=retrain.max_per_day,
+            pace=retrain.pace,
+            follow_up=retrain.follow_up,
             stop_after_rejected=retrain.stop_after_rejected,
         ),
         new_labels=section.new_labels,
@@ -113,22 +145,46 @@ def _methods(section: ModelConfig, schema: ModelSchema) -> dict[str, DriftMethod
     return chosen
 
 
-def _rule(rule: RuleConfig, judged_metric: str) -> Rule:
+def _season(reference: ReferenceConfig) -> Season | None:
+    if reference.season is None:
+        return None
+    return Season(timedelta(days=1 if reference.season == "daily" else 7), reference.season_periods)
+
+
+def _rule(rule: RuleConfig, judged_metric: str, window: timedelta) -> Rule:
     metric = rule.metric or (judged_metric if rule.measure in JUDGED else None)
+    sustained = ForEvidence(rule.false_alarm_every) if isinstance(rule.for_, ForEvidence) else rule.for_
     return Rule(
         name=rule.name,
         measure=rule.measure,
-        above=rule.above,
+        above=None if rule.calibrated else rule.above,
         below=rule.below,
         clear=rule.clear,
         feature=rule.feature,
         metric=metric,
         segment=rule.segment,
-        sustained=rule.for_,
+        sustained=sustained,
         keep_firing_for=rule.keep_firing_for,
         severity=rule.severity,
         action=rule.action,
+        calibrated=rule.calibrated,
+        significant=rule.significant,
+        level=_level(sustained, rule.false_alarm_every, window),
     )
+
+
+def _level(sustained: Sustained, every: int, window: timedelta) -> float:
+    """What one window may show by chance, so that the rule fires by chance once in `every` windows."""
+    match sustained:
+        case ForEvidence():
+            return surprise(ALLOWANCE)  # what adds to the evidence; its sum decides
+        case ForWindows(breaches, windows):
+            return sustained_level(every, breaches, windows)
+        case ForDuration(duration):
+            windows = 1 + math.ceil(duration / window)
+            return sustained_level(every, windows, windows)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def job_storage_options(config: Config) -> dict[str, str]:

@@ -6,7 +6,7 @@ Invariant: prepared once, bounded in rows, never changed. Pure (no Evidently, no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ class ReferenceColumn:
 
     `values`: the usable values (no null, NaN, infinite) of the sampled rows in row order. `prepared`: the
     same, sorted for numbers, as indices into `categories` otherwise.
-    `low`/`high`/`categories`/`missing_share` describe all rows, sampled or not. `categories` are sorted.
+    `low`/`high`/`categories`/`missing_share`/`rows` describe all rows, sampled or not. `categories` are sorted.
     """
 
     kind: FeatureKind
@@ -38,6 +38,7 @@ class ReferenceColumn:
     categories: pl.Series
     coding: pl.Enum
     missing_share: float
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Reference:
 
     `rows` counts what was given, `frame.height` what was kept: at most `max_rows`, drawn with `seed`.
     `score` is the binary score, if it has any; `label` is there when the reference has labels.
-    `performance`: (metric, segment) -> value, undefined ones absent; segment "" is all rows.
+    `performance`: (metric, segment) -> value, undefined ones absent; segment "" is all rows. `intervals`: the 95 %
+    intervals of those that have one. `recalls`: segment -> index of a class -> (its rows answered right, its rows).
     """
 
     frame: pl.DataFrame
@@ -58,6 +60,8 @@ class Reference:
     score: ReferenceColumn | None
     label: ReferenceColumn | None
     performance: Mapping[tuple[str, str], float]
+    intervals: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    recalls: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
 
 
 _RESERVED = frozenset(
@@ -213,8 +217,10 @@ def _describe(frame: pl.DataFrame, kept: pl.DataFrame, name: str, kind: FeatureK
     if kind is FeatureKind.NUMBER:
         low, high = (float(every.min()), float(every.max())) if every.len() else (None, None)  # type: ignore[arg-type]
         nothing = pl.Series(name, [], dtype=pl.Float64)
-        return ReferenceColumn(kind, values, values.sort(), low, high, nothing, pl.Enum([]), missing_share)
+        return ReferenceColumn(
+            kind, values, values.sort(), low, high, nothing, pl.Enum([]), missing_share, frame.height
+        )
     categories = every.unique().sort()
     coding = pl.Enum(categories.cast(pl.String))
     prepared = encode(values, coding)
-    return ReferenceColumn(kind, values, prepared, None, None, categories, coding, missing_share)
+    return ReferenceColumn(kind, values, prepared, None, None, categories, coding, missing_share, frame.height)

@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WrapValidator, model_validator
 
 from monitor.errors import ConfigError
 from monitor.explain import MistakesFound, hint
 from monitor.measure.methods import METHODS, methods_for
 from monitor.measure.scores import SCORES
 from monitor.measurement import Measure
-from monitor.rules import Action, ForWindows, Severity, parse_for
+from monitor.rules import Action, ForEvidence, ForWindows, Severity, parse_for
 from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
 from retrain.schema import FeatureKind, Task
 
 _ZERO = timedelta(0)
+AUTO = "auto"
 
 
 class Secret(Section):
@@ -142,6 +143,10 @@ class ReferenceConfig(Section):
         3, ge=1, description="without a path or an MLflow artifact: the first windows of a version"
     )
     max_rows: int = Field(50_000, ge=100, description="a larger reference is sampled (seeded)")
+    season: Literal["daily", "weekly"] | None = Field(
+        None, description="inputs are compared with the same hours of earlier days, or weekdays of earlier weeks"
+    )
+    season_periods: int = Field(4, ge=1, le=60, description="how many days or weeks back `season` looks")
 
 
 class MethodConfig(Section):
@@ -161,6 +166,10 @@ def _for(value: object) -> object:
     return parse_for(value) if isinstance(value, str) else value
 
 
+def _number_or_auto(value: object, validate: Callable[[object], float]) -> object:
+    return value if value == AUTO else validate(value)
+
+
 class RuleConfig(Section):
     """One rule. `above`/`below` may be absent for drift measures: the method's own threshold then decides."""
 
@@ -171,24 +180,38 @@ class RuleConfig(Section):
     feature: str | None = None
     metric: str | None = None
     segment: str | None = Field(None, description='"country=de"; "*" for every segment; absent: all rows')
-    above: float | None = None
+    above: Annotated[float, WrapValidator(_number_or_auto), PlainSerializer(lambda value: value)] | None = Field(
+        None, description='a number, or "auto": what chance gives in a window of this size decides'
+    )
     below: float | None = None
+    significant: bool = Field(False, description="chance must not be able to explain the breach: see docs/decisions")
+    false_alarm_every: int = Field(
+        1000, ge=10, description='windows in which "auto" and `significant` may be wrong once, per rule'
+    )
     clear: float | None = Field(None, description="the value must get back beyond this to resolve (hysteresis)")
     for_: Annotated[Any, BeforeValidator(_for)] = Field(ForWindows(2, 3), alias="for")
     keep_firing_for: Duration = Field(parse_duration("0s"), description="event time without a breach to resolve")
     severity: Annotated[Severity, Field(strict=False)] = Severity.WARNING
     action: Annotated[Action, Field(strict=False)] = Action.ALERT
 
+    @property
+    def calibrated(self) -> bool:
+        """Chance decides, not a number."""
+        return self.above is not None and not isinstance(self.above, float | int)
+
     @model_validator(mode="after")
     def _consistent(self) -> RuleConfig:
         drift = self.measure in (Measure.FEATURE_DRIFT, Measure.PREDICTION_DRIFT, Measure.LABEL_DRIFT)
         if self.above is not None and self.below is not None:
             raise ValueError("give above or below, not both: write two rules")
+        _calibratable(self)
         if self.above is None and self.below is None and not drift:
             raise ValueError(f"{self.measure} needs above = .. or below = ..")
         if self.clear is not None:
             if self.above is None and self.below is None:
                 raise ValueError("clear needs above or below")
+            if self.calibrated:
+                raise ValueError('clear needs a number: a rule with above = "auto" resolves by itself')
             if self.above is not None and self.clear > self.above:
                 raise ValueError(f"clear must not be greater than above ({self.above})")
             if self.below is not None and self.clear < self.below:
@@ -196,39 +219,77 @@ class RuleConfig(Section):
         return self
 
 
-_DROP = {"for": "2 of 3 windows", "severity": "critical", "action": "retrain"}
-DEFAULT_RULES: Mapping[Task, tuple[dict[str, Any], ...]] = {
-    task: (
-        {"name": "performance_drop", **drop, **_DROP},
-        {
-            "name": "many_features_drift",
-            "measure": "drift_share",
-            "above": 0.5,
-            "for": "3 of 4 windows",
-            "severity": "warning",
-            "action": "alert",
-        },
-    )
-    for task, drop in {
-        Task.BINARY: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
-        Task.MULTICLASS: {"measure": "performance_drop", "above": 0.05, "clear": 0.03},
-        Task.REGRESSION: {"measure": "performance_drop_ratio", "above": 0.2, "clear": 0.1},
-    }.items()
-}
-"""Rules of a model that configures none: performance well below the reference retrains, wide drift alerts."""
+CALIBRATED = frozenset(
+    {
+        Measure.FEATURE_DRIFT,
+        Measure.PREDICTION_DRIFT,
+        Measure.LABEL_DRIFT,
+        Measure.PERFORMANCE_DROP,
+        Measure.PERFORMANCE_DROP_RATIO,
+        Measure.ESTIMATED_DROP,
+        Measure.MISSING_SHARE,
+        Measure.UNSEEN_SHARE,
+        Measure.OUT_OF_RANGE_SHARE,
+    }
+)
+"""Measures of which it is known what chance gives."""
+_WITH_ERRORS = frozenset({Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO, Measure.ESTIMATED_DROP})
+_WITH_INTERVALS = CALIBRATED | {Measure.PERFORMANCE, Measure.ESTIMATED_PERFORMANCE}
+
+
+def _calibratable(rule: RuleConfig) -> None:
+    """What "auto" and `significant` need. Raises ValueError naming the measures that have it."""
+
+    def named(measures: Iterable[Measure]) -> str:
+        return ", ".join(sorted(m.value for m in measures))
+
+    if rule.calibrated and rule.measure not in CALIBRATED:
+        raise ValueError(f'above = "auto" is for {named(CALIBRATED)}; {rule.measure} needs a number')
+    if rule.significant and rule.measure not in _WITH_INTERVALS:
+        raise ValueError(f"significant = true is for {named(_WITH_INTERVALS)}")
+    if isinstance(rule.for_, ForEvidence):
+        if not rule.calibrated or rule.measure not in _WITH_ERRORS:
+            raise ValueError(f'for = "auto" needs above = "auto" and one of {named(_WITH_ERRORS)}')
+        if rule.segment == "*":
+            raise ValueError('for = "auto" sums up the evidence on one segment: name it')
+
+
+_RULES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "performance_drop",
+        "measure": "performance_drop",
+        "above": AUTO,
+        "for": AUTO,
+        "false_alarm_every": 10_000,
+        "severity": "critical",
+        "action": "retrain",
+    },
+    {
+        "name": "features_drift",
+        "measure": "feature_drift",
+        "above": AUTO,
+        "for": "3 of 4 windows",
+        "severity": "warning",
+        "action": "alert",
+    },
+)
+DEFAULT_RULES: Mapping[Task, tuple[dict[str, Any], ...]] = dict.fromkeys(Task, _RULES)
+"""Rules of a model that configures none: a drop of performance that chance does not explain retrains, drift alerts."""
 
 
 DEFAULT_METRICS: Mapping[Task, tuple[str, ...]] = {
-    Task.BINARY: ("roc_auc", "balanced_accuracy", "accuracy", "f1", "log_loss"),
+    Task.BINARY: ("balanced_accuracy", "roc_auc", "accuracy", "f1", "log_loss"),
     Task.MULTICLASS: ("balanced_accuracy", "accuracy", "f1_macro"),
     Task.REGRESSION: ("mae", "rmse", "r2", "bias"),
 }
 """The first one is what rules and gates judge unless they name another."""
-JUDGED = frozenset({Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO})
-"""Measures by metric and segment."""
+BY_SEGMENT = frozenset({Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO})
+JUDGED = BY_SEGMENT | {Measure.ESTIMATED_PERFORMANCE, Measure.ESTIMATED_DROP, Measure.ESTIMATION_ERROR}
+"""Measures by metric; those of `BY_SEGMENT` by segment too."""
 _BY_FEATURE = frozenset(
     {
         Measure.FEATURE_DRIFT,
+        Measure.DRIFT_IMPACT,
         Measure.MISSING_SHARE,
         Measure.UNSEEN_SHARE,
         Measure.OUT_OF_RANGE_SHARE,
@@ -324,10 +385,10 @@ def _about_rules(section: ModelConfig) -> Mistakes:
             yield f"{at}.name", f"{rule.name!r} is used twice"
         if rule.feature and rule.measure not in _BY_FEATURE:
             yield f"{at}.feature", f"{rule.measure} is not measured by feature"
-        for key in ("metric", "segment"):
-            if getattr(rule, key) and rule.measure not in JUDGED:
+        for key, measures in (("metric", JUDGED), ("segment", BY_SEGMENT)):
+            if getattr(rule, key) and rule.measure not in measures:
                 yield f"{at}.{key}", f"{rule.measure} is not measured by {key}"
-        if rule.segment and rule.measure in JUDGED:
+        if rule.segment and rule.measure in BY_SEGMENT:
             name, given, _ = rule.segment.partition("=")
             if rule.segment == "*" and not section.segments:
                 yield f"{at}.segment", "the model has no segments"

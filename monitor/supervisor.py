@@ -123,13 +123,15 @@ def job_history(store: Store, model: str, firing_since: datetime | None, now: da
     in_flight = store.in_flight(model)
     last = store.last_ended(model)
     rejected = 0
-    for job in store.list_jobs(model, limit=50):
+    jobs = store.list_jobs(model, limit=50)
+    for job in jobs:
         if job.ended_at is None:
             continue
         if job.state not in UNSUCCESSFUL or (firing_since and job.created_at < firing_since):
             break
         rejected += 1
     moves = store.alias_moves(model, "champion")
+    accepted = next((j.state for j in jobs if j.ended_at is not None and j.state not in UNSUCCESSFUL), None)
     return JobHistory(
         in_flight=in_flight.id if in_flight else None,
         last_ended_at=last.ended_at if last else None,
@@ -137,4 +139,5 @@ def job_history(store: Store, model: str, firing_since: datetime | None, now: da
         started_today=store.count_since(model, now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)),
         rejected_in_a_row=rejected,
         champion=moves[0].version if moves else None,
+        gained=accepted in (JobState.PROMOTED, JobState.WATCHED),
     )

@@ -7,7 +7,7 @@ a request, or why not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,6 +23,7 @@ class SuppressReason(StrEnum):
     COOLDOWN = "cooldown"
     AWAITING_NEW_DATA = "awaiting_new_data"
     BUDGET = "budget"
+    PACE = "pace"
     TOO_MANY_REJECTED = "too_many_rejected"
 
 
@@ -31,12 +32,18 @@ class TriggerPolicy:
     enabled: bool
     cooldown: timedelta
     max_per_day: int
+    pace: int
+    follow_up: bool
     stop_after_rejected: int
 
 
 @dataclass(frozen=True, slots=True)
 class JobHistory:
-    """What the control database knows of one model's jobs. Times are aware UTC wall time."""
+    """What the control database knows of one model's jobs. Times are aware UTC wall time.
+
+    `gained`: the last job that was not refused was promoted and stands. `windows_ago`: of the newest requests, how many
+    windows ago each was made.
+    """
 
     in_flight: str | None = None
     last_ended_at: datetime | None = None
@@ -45,6 +52,8 @@ class JobHistory:
     rejected_in_a_row: int = 0
     windows_since_last: int = 0
     champion: str | None = None
+    gained: bool = False
+    windows_ago: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,27 @@ def decide(cause: Cause, policy: TriggerPolicy, history: JobHistory, now: dateti
     )
 
 
+BURST = 4
+"""Jobs that may follow each other without regard to the pace: a change that is still going on needs more than one."""
+
+
+def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
+    """A promotion has shown that there was something to gain: there may be more, as rows of the new world come in.
+
+    Looked for every `pace` windows, until `stop_after_rejected` times in a row nothing was gained.
+    """
+    if not policy.follow_up or not history.gained or history.in_flight or not history.windows_ago:
+        return False
+    if history.rejected_in_a_row >= policy.stop_after_rejected or _recent(policy, history) >= BURST - 1:
+        return False  # one is kept for a rule that fires
+    return min(history.windows_ago) >= policy.pace
+
+
+def _recent(policy: TriggerPolicy, history: JobHistory) -> int:
+    """Jobs in the windows that the pace looks at."""
+    return sum(ago < policy.pace * BURST for ago in history.windows_ago)
+
+
 def request_id(cause: Cause) -> str:
     text = "\x1f".join((cause.model, cause.trigger.value, cause.occasion))
     return f"{cause.model}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -117,6 +147,10 @@ def _against(
                 SuppressReason.AWAITING_NEW_DATA,
                 f"the last challenger failed; {missing} more window(s) first",
             )
+    within = policy.pace * BURST
+    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP):
+        if _recent(policy, history) >= BURST:
+            return SuppressReason.PACE, f"{BURST} jobs in the last {within} windows, retrain.pace = {policy.pace}"
     if history.started_today >= policy.max_per_day:
         return (
             SuppressReason.BUDGET,

@@ -65,7 +65,7 @@ class GatesConfig(Section):
     metric: str | None = Field(None, description="quality metric compared; the task's default when absent")
     margin: float = Field(0.0, ge=0, description="the challenger must be better by this much, in the metric's units")
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="confidence of the paired bootstrap interval of the difference"
+        0.8, gt=0.5, lt=1, description="confidence of the paired bootstrap interval of the difference"
     )
     bootstrap: int = Field(1000, ge=100, le=20_000, description="bootstrap resamples")
     segment_tolerance: float = Field(
@@ -90,20 +90,34 @@ class RetrainConfig(Section):
     )
     time_limit: Duration = Field(parse_duration("30m"), description="training is stopped after this long")
     memory_limit: Size = Field(4 * 2**30, description="address-space growth the trainer may use")
-    min_rows: int = Field(500, ge=20, description="fewer labelled rows: the job is rejected, nothing is trained")
+    min_rows: int = Field(200, ge=20, description="fewer labelled rows: the job is rejected, nothing is trained")
     max_rows: int = Field(500_000, ge=100, description="newest labelled rows used at most, holdout included")
     span: Duration | None = Field(None, description="labelled rows older than this (event time) are not used")
-    holdout_share: float = Field(0.25, gt=0, lt=0.9, description="newest share of the rows, never trained on")
-    holdout_min_rows: int = Field(200, ge=10, description="the holdout has at least this many rows")
+    holdout_share: float = Field(
+        0.25, gt=0, lt=0.9, description="newest share of the rows, at most, on which challengers are judged"
+    )
+    holdout_span: Duration | None = Field(
+        None, description="the holdout reaches back this far at most (event time); default: three windows"
+    )
+    holdout_min_rows: int = Field(100, ge=10, description="the holdout has at least this many rows")
+    refit: bool = Field(
+        True, description="a challenger that passed the gates is trained again, holdout included, and that is promoted"
+    )
     seed: int = Field(0, description="seed of the trainer and of the bootstrap")
     approval: Literal["auto", "manual"] = Field(
         "auto", description="manual: a challenger that passed waits for `driftd approve`"
     )
     approval_timeout: Duration = Field(parse_duration("7d"), description="then a waiting challenger is rejected")
     cooldown: Duration = Field(parse_duration("1h"), description="pause after a job ends before the next starts")
-    max_per_day: int = Field(4, ge=1, description="jobs started per UTC day, at most")
+    max_per_day: int = Field(24, ge=1, description="jobs started per UTC day, at most")
+    pace: int = Field(
+        7, ge=1, description="on average at most one job in so many windows, four at once: what rules may start"
+    )
+    follow_up: bool = Field(
+        True, description="after a promotion look again every `pace` windows, as long as there is something to gain"
+    )
     stop_after_rejected: int = Field(
-        3, ge=1, description="consecutive rejected or failed jobs after which rules start no more jobs"
+        5, ge=1, description="consecutive rejected or failed jobs after which rules start no more jobs"
     )
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"

@@ -147,6 +147,13 @@ def _is_trusted(name: str, more: Sequence[str]) -> bool:
     return any(name == t or (t.endswith(".") and name.startswith(t)) for t in (*TRUSTED, *more))
 
 
+def signature_inputs(path: Path) -> dict[str, str] | None:
+    """Feature name -> kind, as an MLmodel file's signature has them; None without one."""
+    import yaml
+
+    return _inputs(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
 def _inputs(described: Mapping[str, Any]) -> dict[str, str] | None:
     signature = described.get("signature")
     if not signature or not signature.get("inputs"):

@@ -93,7 +93,8 @@ def register_initial(
     side = score(model, holdout, spec.schema, source="initial")
     run_id = publish.open_run(registry, spec, snapshot)
     publish.log_inputs(registry, run_id, spec, snapshot, now)
-    publish.log_challenger(registry, run_id, snapshot.folder, holdout, side, spec.schema)
+    folder = snapshot.folder
+    publish.log_challenger(registry, run_id, folder / "model", folder, holdout, side, spec.schema)
     version = publish.register(registry, run_id, spec)
     moved = registry.promote(spec.registered_model, version, None)
     if isinstance(moved, Conflict):

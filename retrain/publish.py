@@ -86,10 +86,17 @@ def log_report(registry: Registry, run_id: str, spec: JobSpec) -> None:
 
 
 def log_challenger(
-    registry: Registry, run_id: str, folder: Path, holdout: pl.DataFrame, side: Side, schema: ModelSchema
+    registry: Registry,
+    run_id: str,
+    model: Path,
+    folder: Path,
+    holdout: pl.DataFrame,
+    side: Side,
+    schema: ModelSchema,
 ) -> None:
-    """The model directory and the reference that belongs to it."""
-    registry.log_files(run_id, folder / "model", MODEL_PATH)
+    """The model's directory and the reference that belongs to it: what was said of the holdout by a model that had not
+    seen it, also when the model itself was then trained on it too."""
+    registry.log_files(run_id, model, MODEL_PATH)
     (folder / "reference").mkdir(exist_ok=True)
     reference_rows(holdout, side, schema).write_parquet(folder / "reference" / "reference.parquet")
     registry.log_files(run_id, folder / "reference", "reference")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from retrain.errors import TransientError
-from retrain.model_files import LoadedModel, load_model
+from retrain.model_files import LoadedModel, UnusableModel, load_model, signature_inputs
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
@@ -168,6 +168,19 @@ class Registry:
         with self._talking() as client:
             source = client.get_model_version_download_uri(name, version)
             return load_model(self._download(source, folder), trusted)
+
+    def fetch_inputs(self, name: str, version: str, folder: Path) -> dict[str, str] | None:
+        """Feature name -> kind (or MLflow's type where it is none) by the version's signature; None without one.
+        Raises model_files.UnusableModel when no model is stored."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            source = client.get_model_version_download_uri(name, version)
+            try:
+                path = self._download(f"{source}/MLmodel", folder)
+            except MlflowException as exc:
+                raise UnusableModel(f"no MLmodel file could be had: {str(exc).splitlines()[-1]}") from exc
+        return signature_inputs(path)
 
     def fetch_reference(self, name: str, version: str, folder: Path) -> Path | None:
         """Downloads the reference logged with a version; None when its run has none."""

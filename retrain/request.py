@@ -14,6 +14,7 @@ from typing import Any
 
 class TriggerKind(StrEnum):
     RULE = "rule"
+    FOLLOW_UP = "follow_up"
     SCHEDULE = "schedule"
     LABELS = "labels"
     MANUAL = "manual"

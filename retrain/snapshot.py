@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from retrain.schema import Task
 from retrain.spec import JobSpec
 
 MANIFEST = "manifest.json"
+CLASS_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,11 @@ def split(rows: pl.DataFrame, spec: JobSpec) -> tuple[pl.DataFrame, pl.DataFrame
     config = spec.config
     if len(rows) < config.min_rows:
         return TooLittle(f"{len(rows)} labelled rows, min_rows is {config.min_rows}")
-    held = max(math.ceil(len(rows) * config.holdout_share), config.holdout_min_rows)
+    held = math.ceil(len(rows) * config.holdout_share)
+    if (span := _holdout_span(rows, spec)) is not None:
+        within = int((rows["ts"] > rows["ts"][-1] - span).sum())
+        held = min(held, max(within, _rows_with_two_classes(rows["label"], spec)))
+    held = max(held, config.holdout_min_rows)
     if held >= len(rows):
         return TooLittle(f"{len(rows)} labelled rows leave none to train on after a holdout of {held}")
     border = rows["ts"][len(rows) - held]
@@ -105,6 +111,28 @@ def split(rows: pl.DataFrame, spec: JobSpec) -> tuple[pl.DataFrame, pl.DataFrame
     if spec.schema.task is not Task.REGRESSION and train["label"].n_unique() < 2:
         return TooLittle(f"all {len(train)} training rows have the label {train['label'][0]!r}")
     return train, holdout
+
+
+def _rows_with_two_classes(labels: pl.Series, spec: JobSpec) -> int:
+    """How many of the newest rows hold CLASS_ROWS of a second class: with fewer no contest can be decided."""
+    if spec.schema.task is Task.REGRESSION:
+        return 0
+    newest_first = labels.reverse()
+    reached = []
+    for name in newest_first.unique(maintain_order=True):
+        at = (newest_first == name).arg_true()
+        if at.len() >= CLASS_ROWS:
+            reached.append(int(at[CLASS_ROWS - 1]) + 1)
+    return sorted(reached)[1] if len(reached) > 1 else 0
+
+
+def _holdout_span(rows: pl.DataFrame, spec: JobSpec) -> timedelta | None:
+    """As configured; but of the time since something went amiss only half, or there were nothing new to train on."""
+    span, since = spec.config.holdout_span, spec.request.evidence.get("since")
+    if since is None:
+        return span
+    half: timedelta = (rows["ts"][-1] - datetime.fromisoformat(since)) / 2
+    return half if span is None else min(span, max(half, timedelta(0)))
 
 
 def write_snapshot(spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, source: Mapping[str, Any]) -> Snapshot:

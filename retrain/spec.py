@@ -29,6 +29,8 @@ _OPERATIONAL = {
     "approval_timeout",
     "cooldown",
     "max_per_day",
+    "pace",
+    "follow_up",
     "stop_after_rejected",
     "watch_rows",
 }

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, assert_never
 
+import polars as pl
 import structlog
 
 from retrain import contest, publish
@@ -146,6 +148,8 @@ class Steps:
             ),
         )
         held = contest.hold_contest(spec, theirs, ours, holdout)
+        passed = all(g.passed for g in held.gates)
+        final = self._refit(snapshot, holdout) if passed and spec.config.refit else None
         run_id = self._retry(MLFLOW, lambda: publish.open_run(registry, spec, snapshot))
         self._checkpoint("run_opened")
         at = self._job.created_at
@@ -153,16 +157,21 @@ class Steps:
         self._retry(MLFLOW, lambda: publish.log_report(registry, run_id, spec))
         self._retry(
             MLFLOW,
-            lambda: publish.log_challenger(registry, run_id, snapshot.folder, holdout, ours, spec.schema),
+            lambda: publish.log_challenger(
+                registry, run_id, final or snapshot.folder / "model", snapshot.folder, holdout, ours, spec.schema
+            ),
         )
         self._checkpoint("model_logged")
         version: str | None = None
         smoke: SmokeTest | None = None
-        if all(g.passed for g in held.gates):
+        if passed:
             registered = self._retry(MLFLOW, lambda: publish.register(registry, run_id, spec))
             self._checkpoint("version_registered")
             version = registered
-            smoke = self._retry(MLFLOW, lambda: publish.smoke_test(registry, spec, registered, holdout, ours))
+            expected = (
+                ours if final is None else score(load_model(final, trusted), holdout, spec.schema, source="refit")
+            )
+            smoke = self._retry(MLFLOW, lambda: publish.smoke_test(registry, spec, registered, holdout, expected))
         decision = decide(held.gates, smoke)
         self._retry(
             MLFLOW,
@@ -179,9 +188,30 @@ class Steps:
             compared_with=champion,
             version=version,
             run_id=run_id,
+            refit=final is not None,
         )
         self._checkpoint("decided")
         return None
+
+    def _refit(self, snapshot: Snapshot, holdout: pl.DataFrame) -> Path | None:
+        """The challenger's recipe on all rows, the holdout included: what is promoted must know what is newest. Answers
+        the model's folder; None when this training fails: then the model that was judged is the one."""
+        folder = snapshot.folder / "refit"
+        spec = replace(self._spec, work_dir=str(folder))
+        model, done = spec.job_dir / "model", spec.job_dir / "done"
+        if not done.exists():
+            spec.job_dir.mkdir(parents=True, exist_ok=True)
+            path = spec.job_dir / "train.parquet"
+            pl.concat([snapshot.train(), holdout]).write_parquet(path)
+            trained = run_trainer(spec, path, self._environ, self._stopping)
+            self._checkpoint("refitted")
+            if isinstance(trained, TrainingFailed):
+                if trained.kind is FailureKind.STOPPED:
+                    raise Stopped(trained.message)
+                log.warning("refit_failed", job_id=self._job.id, model=self._job.model, detail=trained.message)
+                return None
+            done.touch()
+        return model
 
     def _conclude(self) -> Next:
         if self._result["decision"] == "reject":

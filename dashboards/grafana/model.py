@@ -25,6 +25,8 @@ from dashboards.grafana.queries import (
 )
 
 WHOLE = 'segment=""'
+DASHED = [value("custom.lineStyle", {"fill": "dash", "dash": [6, 4]}), fixed(GREY)]
+"""How a number is drawn that no label has confirmed."""
 TO_RETRAINING = f"/d/{page.RETRAINING}?var-model=${{model}}&{page.KEEP}"
 
 
@@ -101,39 +103,34 @@ def _numbers() -> list[Any]:
 
 
 def _performance() -> list[Any]:
-    lower, upper = "95 % interval, lower end", "95 % interval, upper end"
-
-    def end(name: str) -> str:
-        return of_newest(judged(series(name, M, V, WHOLE)), "model, metric", M, V)
-
-    score = judged(series("driftd_performance_score", M, V, WHOLE))
-    band = parts.lines(
-        "Performance with its interval",
-        "The metric that rules and gates judge, on all labelled rows of a window, and its 95 % bootstrap interval: two "
-        "windows whose intervals overlap need not differ. The interval is that of the newest version.",
-        target(led(score, "metric, version"), "{{metric}} · version {{version}}"),
-        target(end("driftd_performance_upper_score"), upper),
-        target(end("driftd_performance_lower_score"), lower),
-        threshold("performance"),
-        unit="none",
-        no_value="no labelled window in this range",
-    )
-    thin = [value("custom.lineWidth", 0), value("custom.showPoints", "never"), fixed(BLUE)]
-    band.override_by_name(upper, [*thin, value("custom.fillBelowTo", lower), value("custom.fillOpacity", 15)])
-    band.override_by_name(lower, [*thin, value("custom.hideFrom", {"legend": True, "tooltip": False, "viz": False})])
     by_segment = judged(series("driftd_performance_score", M, V, 'segment=~"$segment"', 'segment!=""'))
     every = series("driftd_performance_score", M, V, WHOLE)
     return [
-        band.decimals(3),
+        _realized_and_estimated(),
         parts.lines(
             "Drop below the reference",
             "How much worse each metric is than on the reference, in its own units; above zero is worse, whichever way "
-            "the metric runs.",
+            "the metric runs. Estimated: the judged metric's in the newest window, whose labels may not have come.",
             target(led(series("driftd_performance_drop_score", M, V, WHOLE), "metric, version"),
                    "{{metric}} · version {{version}}"),
+            target(led(judged(series("driftd_estimated_drop_score", M, V, WHOLE)), "metric, version"),
+                   "{{metric}} · version {{version}} · estimated"),
             threshold("performance_drop"),
+            threshold("estimated_drop"),
             unit="none",
             no_value="no labelled window in this range",
+        ).override_by_regexp("/ estimated$/", DASHED).decimals(3),
+        parts.lines(
+            "Estimation error",
+            "By how much worse than its estimate the judged metric turned out, once labels came. About zero: what "
+            "performance lost, the inputs explain. Far above zero, window after window: the same inputs have come to "
+            "mean something else, which only labels can tell.",
+            target(led(judged(series("driftd_estimation_error_score", M, V, WHOLE)), "metric, version"),
+                   "{{metric}} · version {{version}}"),
+            threshold("estimation_error"),
+            unit="none",
+            no_value="no labels yet, or the reference allows no estimate",
+            w=8,
         ).decimals(3),
         parts.lines(
             "Performance by segment",
@@ -141,6 +138,7 @@ def _performance() -> list[Any]:
             target(led(by_segment, "segment, version"), "{{segment}} · version {{version}}"),
             unit="none",
             no_value="no segment is configured, or none has enough rows",
+            w=8,
         ).decimals(3),
         parts.lines(
             "Drop as a share of the reference",
@@ -150,6 +148,7 @@ def _performance() -> list[Any]:
             threshold("performance_drop_ratio"),
             unit="percentunit",
             no_value="no labelled window in this range",
+            w=8,
         ),
         parts.lines(
             "Every metric",
@@ -180,6 +179,39 @@ def _performance() -> list[Any]:
             w=8,
         ),
     ]  # fmt: skip
+
+
+def _realized_and_estimated() -> Any:
+    lower, upper = "95 % interval, lower end", "95 % interval, upper end"
+
+    def end(name: str) -> str:
+        return of_newest(judged(series(name, M, V, WHOLE)), "model, metric", M, V)
+
+    score = judged(series("driftd_performance_score", M, V, WHOLE))
+    estimate = judged(series("driftd_estimated_performance_score", M, V, WHOLE))
+    panel = parts.lines(
+        "Performance, realized and estimated",
+        "The metric that rules and gates judge, on all labelled rows of a window; dashed, its estimate without labels "
+        "for the newest window, which holds if inputs still mean the same. Bands are 95 % intervals, those of the "
+        "newest version: two windows whose intervals overlap need not differ.",
+        target(led(score, "metric, version"), "{{metric}} · version {{version}}"),
+        target(end("driftd_performance_upper_score"), upper),
+        target(end("driftd_performance_lower_score"), lower),
+        target(led(estimate, "metric, version"), "{{metric}} · version {{version}} · estimated"),
+        target(end("driftd_estimated_performance_upper_score"), f"estimate's {upper}"),
+        target(end("driftd_estimated_performance_lower_score"), f"estimate's {lower}"),
+        threshold("performance"),
+        threshold("estimated_performance"),
+        unit="none",
+        no_value="no window with labels or an estimate in this range",
+    )
+    for prefix, colour in (("", BLUE), ("estimate's ", GREY)):
+        thin = [value("custom.lineWidth", 0), value("custom.showPoints", "never"), fixed(colour)]
+        fill = [value("custom.fillBelowTo", f"{prefix}{lower}"), value("custom.fillOpacity", 15)]
+        hidden = value("custom.hideFrom", {"legend": True, "tooltip": False, "viz": False})
+        panel.override_by_name(f"{prefix}{upper}", [*thin, *fill])
+        panel.override_by_name(f"{prefix}{lower}", [*thin, hidden])
+    return panel.override_by_regexp("/ estimated$/", DASHED).decimals(3)
 
 
 def _rules() -> list[Any]:

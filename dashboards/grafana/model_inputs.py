@@ -15,6 +15,7 @@ REPORTS = "${driftd_url}/models/${model}"
 def drift() -> list[Any]:
     share = led(series("driftd_drift_share_ratio", M, V), "version")
     scores = led(series("driftd_feature_drift_score", M, V), "feature")
+    impacts = led(series("driftd_drift_impact_score", M, V), "feature")
     return [
         parts.history(
             "Which features drifted, when",
@@ -34,8 +35,17 @@ def drift() -> list[Any]:
             unit="percentunit",
             low=0,
             high=1,
-            w=8,
         ),
+        parts.lines(
+            "Ten drifts that matter most",
+            "Strength of a feature's drift (1 at its threshold, 10 at most) times the feature's share in what moves "
+            "the model's answers: this one compares across features.",
+            target(f"topk(10, {impacts})", "{{feature}}"),
+            threshold("drift_impact"),
+            unit="none",
+            low=0,
+            no_value="no reference yet, or it does not tell what the features are worth",
+        ).decimals(3),
         parts.lines(
             "Ten highest drift scores",
             "By each feature's method: a distance drifts above its threshold, a p-value below. Compare a feature with "
@@ -44,7 +54,6 @@ def drift() -> list[Any]:
             threshold("feature_drift"),
             unit="none",
             low=0,
-            w=8,
         ).decimals(3),
         parts.lines(
             "Drift of predictions and labels",
@@ -55,7 +64,6 @@ def drift() -> list[Any]:
             threshold("label_drift"),
             unit="none",
             low=0,
-            w=8,
         ).decimals(3),
     ]
 
@@ -63,27 +71,28 @@ def drift() -> list[Any]:
 def _features() -> Any:
     names = {
         "feature": "Feature", "Value #A": "Drifted", "Value #B": "Score", "Value #C": "Missing",
-        "Value #D": "Unseen", "Value #E": "Out of range", "Value #F": "Broken",
+        "Value #D": "Unseen", "Value #E": "Out of range", "Value #F": "Broken", "Value #G": "Impact",
     }  # fmt: skip
     shown = (
         "driftd_feature_drifted", "driftd_feature_drift_score", "driftd_missing_ratio", "driftd_unseen_ratio",
-        "driftd_out_of_range_ratio", "driftd_invalid_ratio",
+        "driftd_out_of_range_ratio", "driftd_invalid_ratio", "driftd_drift_impact_score",
     )  # fmt: skip
     panel = parts.listing(
         "Features of the newest window, drifted first",
         "Unseen: categories the reference does not know. Out of range: numbers beyond the reference's least and "
-        "greatest. Broken: values of the wrong type.",
+        "greatest. Broken: values of the wrong type. Impact: the drift weighted with what the feature is worth to the "
+        "model.",
         *(rows(of_newest(series(name, M, V), "model, feature", M, V)) for name in shown),
         sort="Drifted",
         w=12,
         h=10,
         no_value="-",
     )
-    order = ("feature", *(f"Value #{letter}" for letter in "ABCDEF"))
+    order = ("feature", *(f"Value #{letter}" for letter in "ABGCDEF"))
     panel.transformations([parts.merge(), parts.organize(order, ["model"], names)])
     panel.override_by_name("Drifted", [value("mappings", parts.words(parts.YES_NO)), parts.colour_text()])
     panel.override_by_name("Feature", [parts.cell_link("Evidently reports", REPORTS)])
-    panel.override_by_name("Score", [value("decimals", 3)])
+    panel.override_by_regexp("/Score|Impact/", [value("decimals", 3)])
     shares = [value("unit", "percentunit"), value("decimals", 1), value("min", 0), value("max", 1)]
     panel.override_by_regexp("/Missing|Unseen|Out of range|Broken/", shares)
     return panel

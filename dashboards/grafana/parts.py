@@ -1,7 +1,8 @@
 """Panels, variables, links and annotations as all dashboards have them.
 
 Invariant: a colour means the same everywhere (green good, yellow waiting, orange warning, red broken or lost, blue a
-number without a verdict, purple a retrain), and no panel comes without a title, a description and a text for no data.
+number without a verdict, grey and dashed its estimate, purple a retrain), and no panel comes without a title, a
+description and a text for no data.
 """
 
 from __future__ import annotations

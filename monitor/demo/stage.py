@@ -84,12 +84,7 @@ def _config(stage: Stage) -> dict[str, Any]:
         },
         "retrain": {
             "cooldown": "0s",
-            "max_per_day": 10_000,
-            "stop_after_rejected": 8,
-            "min_rows": max(200, rows),
-            "max_rows": max(2000, 8 * rows),
-            "holdout_share": 0.1,  # the newest rows are precious right after a change
-            "holdout_min_rows": max(100, rows // 2),
+            "max_per_day": 10_000,  # a day of the demo is a minute
             "watch_rows": 2 * rows,
         },
     }

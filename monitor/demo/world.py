@@ -81,10 +81,10 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
     for column in (target, *drop):
         if column not in frame.columns:
             raise WorldError(f"{path.name} has no column {column!r}; it has {', '.join(frame.columns)}")
-    task, label = _task(frame[target])
+    task, label = task_of(frame[target])
     features, columns, notes = [], [], []
     for series in frame.drop(target, *drop):
-        kind = _kind(series)
+        kind = kind_of(series)
         if kind is None or series.null_count() == series.len():
             notes.append(f"column {series.name!r} ({series.dtype}) is no feature: left out")
             continue
@@ -106,7 +106,8 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
     return World(name, pl.DataFrame([*columns, label.alias("label")]), schema, metric, tuple(notes))
 
 
-def _task(target: pl.Series) -> tuple[Task, pl.Series]:
+def task_of(target: pl.Series) -> tuple[Task, pl.Series]:
+    """The task that a column of truths asks for, and the column as labels. Raises WorldError when there is none."""
     known = target.drop_nulls()
     if known.dtype.is_float():
         target = target.fill_nan(None)
@@ -124,7 +125,8 @@ def _task(target: pl.Series) -> tuple[Task, pl.Series]:
     return (Task.BINARY if distinct == 2 else Task.MULTICLASS), target.cast(pl.String)
 
 
-def _kind(series: pl.Series) -> FeatureKind | None:
+def kind_of(series: pl.Series) -> FeatureKind | None:
+    """None when the type is no feature's."""
     if series.dtype == pl.Boolean:
         return FeatureKind.BOOL
     if series.dtype.is_numeric():

@@ -23,6 +23,9 @@ from monitor.reference import Reference, ReferenceColumn, answer_kind, column, e
 from retrain.schema import FeatureKind, ModelSchema
 
 _SEED = 0
+MISSING_CHANGE = 0.1
+"""A feature drifts when the share of its missing values has changed by this much: comparing the values that are left
+says nothing of those that are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,20 @@ def measure_label_drift(
         return [_measurement(Measure.LABEL_DRIFT, column(outcomes, "label", kind), reference.label, method)]
 
 
+def compare_column(
+    values: pl.Series, reference: ReferenceColumn, method: DriftMethod | None
+) -> tuple[float | None, str]:
+    """The number that the method gives for usable values against a reference's column, and the method's name."""
+    method = _fitting(method, reference)
+    return _compare(values, values.len(), reference, method).value, method.name
+
+
+def _fitting(method: DriftMethod | None, reference: ReferenceColumn) -> DriftMethod:
+    if method is None or reference.kind not in METHODS[method.name].kinds:
+        return default_method(reference.kind)
+    return method
+
+
 def _measurement(
     measure: Measure,
     series: pl.Series,
@@ -85,10 +102,12 @@ def _measurement(
     method: DriftMethod | None,
     feature: str = "",
 ) -> Measurement:
-    if method is None or (not feature and reference.kind not in METHODS[method.name].kinds):
-        method = default_method(reference.kind)
+    if not feature or method is None:
+        method = _fitting(method, reference)
     values = usable(series)
     result = _compare(values, series.len(), reference, method)
+    if feature and not result.drifted and (change := _missing_change(values.len(), series.len(), reference)):
+        result = _Result(result.value, drifted=True, reason=change)
     return Measurement(
         measure,
         result.value,
@@ -122,6 +141,17 @@ def _compare(values: pl.Series, rows: int, reference: ReferenceColumn, method: D
     if math.isinf(value):
         return _Result(drifted=bool(outcome.drifted), reason=f"{method.name} is infinite")
     return _Result(value, bool(outcome.drifted))
+
+
+def _missing_change(usable_rows: int, rows: int, reference: ReferenceColumn) -> str:
+    """What is to be said when missing values came or went: by a tenth of the rows, and by more than chance does."""
+    if not rows or not reference.rows:
+        return ""
+    ours, theirs = 1 - usable_rows / rows, reference.missing_share
+    spread = math.sqrt(max(theirs * (1 - theirs), 0.25 / reference.rows) * (1 / rows + 1 / reference.rows))
+    if abs(ours - theirs) < max(MISSING_CHANGE, 4 * spread):
+        return ""
+    return f"missing in {ours:.0%} of the rows, {theirs:.0%} in the reference"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ Invariant: an interval holds its value and stays within the metric's range; None
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def _raw(metric: str, rows: Scored, value: float) -> Interval | None:
         case "recall":
             return _wilson(answer[truth])
         case "balanced_accuracy":
-            return _mean_of_shares([rows.answer[rows.truth == c] == c for c in np.unique(rows.truth)], value)
+            return mean_of_shares([(int((rows.answer[of] == c).sum()), int(of.sum())) for c, of in _classes(rows)])[1]
         case "f1":
             return _bootstrap_f1(truth.astype(int), answer.astype(int), only=1)
         case "f1_macro":
@@ -73,22 +74,28 @@ def _raw(metric: str, rows: Scored, value: float) -> Interval | None:
 
 
 def _wilson(hits: Array) -> Interval | None:
-    n = len(hits)
-    if n == 0:
-        return None
-    p, z2 = float(np.mean(hits)), Z * Z / n
+    return _share(int(hits.sum()), len(hits)) if len(hits) else None
+
+
+def _share(hits: int, n: int) -> Interval:
+    p, z2 = hits / n, Z * Z / n
     centre, half = (p + z2 / 2) / (1 + z2), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
     return centre - half, centre + half
 
 
-def _mean_of_shares(groups: list[Array], value: float) -> Interval:
-    down = up = 0.0
-    for hits in groups:
-        share, found = float(np.mean(hits)), _wilson(hits)
-        assert found is not None
+def _classes(rows: Scored) -> list[tuple[int, Array]]:
+    return [(int(c), rows.truth == c) for c in np.unique(rows.truth)]
+
+
+def mean_of_shares(counts: Sequence[tuple[int, int]]) -> tuple[float, Interval]:
+    """The mean of independent shares, each (hits, of how many), and its interval."""
+    down = up = value = 0.0
+    for hits, n in counts:
+        share, found = hits / n, _share(hits, n)
+        value += share / len(counts)
         down += (share - found[0]) ** 2
         up += (found[1] - share) ** 2
-    return value - math.sqrt(down) / len(groups), value + math.sqrt(up) / len(groups)
+    return value, (value - math.sqrt(down) / len(counts), value + math.sqrt(up) / len(counts))
 
 
 def _bootstrap_f1(truth: Array, answer: Array, only: int | None = None) -> Interval:

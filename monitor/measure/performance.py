@@ -6,17 +6,20 @@ Invariant: scikit-learn's numbers, equal to Evidently's; an undefined one is Non
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import assert_never
 
+import numpy as np
 import polars as pl
 
 from monitor.measure._evidently import quiet
 from monitor.measure._scored import Scored, Undefined, compute, scored_rows
-from monitor.measure.intervals import interval
-from monitor.measure.scores import drop
+from monitor.measure.intervals import Z, interval, mean_of_shares
+from monitor.measure.scores import SCORES, Better, drop
 from monitor.measurement import Measure, Measurement
 from monitor.reference import Reference, prepare
+from monitor.significance import surprise
 from retrain.schema import ModelSchema
 
 MAX_SEGMENTS = 50  # per segment column, the largest ones: what is measured must stay bounded
@@ -28,19 +31,22 @@ def measure_performance(
     schema: ModelSchema,
     metrics: Sequence[str],
     segment_min_rows: int,
+    error_inflation: float = 1.0,
 ) -> list[Measurement]:
     """`performance`, `performance_drop`, `performance_drop_ratio` per metric, of all rows (segment "") and each segment
     ("region=eu").
 
     Segments known to the reference are always there, so that their series do not vanish; with fewer than
-    `segment_min_rows` scored rows they are undefined.
+    `segment_min_rows` scored rows they are undefined. Standard errors are those of independent rows times
+    `error_inflation`.
     """
     segments = {**_segments(outcomes, schema), **dict.fromkeys(s for _, s in reference.performance if s)}
     found: list[Measurement] = []
     for segment in ("", *sorted(segments)):
         rows = scored_rows(_rows_of(outcomes, segment), schema)
         for metric in metrics:
-            found += _measured(metric, segment, rows, reference.performance, segment_min_rows)
+            value = _value(metric, segment, rows, segment_min_rows)
+            found += _measured(metric, segment, rows, value, reference, error_inflation)
     return found
 
 
@@ -48,14 +54,18 @@ def reference_performance(
     frame: pl.DataFrame, schema: ModelSchema, metrics: Sequence[str], segment_min_rows: int
 ) -> dict[tuple[str, str], float]:
     """(metric, segment) -> value on the reference's labelled rows; undefined ones are left out."""
-    found: dict[tuple[str, str], float] = {}
+    return {at: value for at, value, _ in _performances(frame, schema, metrics, segment_min_rows)}
+
+
+def _performances(
+    frame: pl.DataFrame, schema: ModelSchema, metrics: Sequence[str], segment_min_rows: int
+) -> Iterator[tuple[tuple[str, str], float, Scored]]:
     for segment in ("", *_segments(frame, schema)):
         rows = scored_rows(_rows_of(frame, segment), schema)
         for metric in metrics:
             value = _value(metric, segment, rows, segment_min_rows)
             if isinstance(value, float):
-                found[metric, segment] = value
-    return found
+                yield (metric, segment), value, rows
 
 
 def prepare_reference(
@@ -68,35 +78,121 @@ def prepare_reference(
     seed: int = 0,
 ) -> Reference:
     """`monitor.reference.prepare`, with the performance of all labelled rows given (before sampling)."""
-    performance = reference_performance(frame, schema, metrics, segment_min_rows)
-    return prepare(frame, schema, max_rows=max_rows, seed=seed, performance=performance)
+    found = list(_performances(frame, schema, metrics, segment_min_rows))
+    around = {at: _interval(at[0], rows, value) for at, value, rows in found}
+    prepared = prepare(frame, schema, max_rows=max_rows, seed=seed, performance={at: v for at, v, _ in found})
+    return replace(
+        prepared,
+        intervals={at: i for at, i in around.items() if i is not None},
+        recalls={at[1]: recalls(rows) for at, _, rows in found},
+    )
 
 
 def _measured(
-    metric: str,
-    segment: str,
-    rows: Scored,
-    reference: Mapping[tuple[str, str], float],
-    segment_min_rows: int,
+    metric: str, segment: str, rows: Scored, value: float | str, reference: Reference, inflation: float
 ) -> list[Measurement]:
-    value = _value(metric, segment, rows, segment_min_rows)
-    before = reference.get((metric, segment))
+    at = (metric, segment)
+    before = reference.performance.get(at)
     known = value if isinstance(value, float) else None
     around = _interval(metric, rows, known) if known is not None else None
     reason = value if isinstance(value, str) else ""
-    worse = None if known is None or before is None else drop(metric, known, before)
-    ratio = None if worse is None or not before else worse / abs(before)
     no_drop = reason or ("the reference has no such performance" if before is None else "")
-    no_ratio = no_drop or ("the reference's value is zero" if ratio is None else "")
 
     def measured(measure: Measure, number: float | None, why: str) -> Measurement:
         return Measurement(measure, number, rows.count, metric=metric, segment=segment, reason=why)
 
-    return [
-        replace(measured(Measure.PERFORMANCE, known, reason), interval=around),
-        measured(Measure.PERFORMANCE_DROP, worse, no_drop),
-        measured(Measure.PERFORMANCE_DROP_RATIO, ratio, no_ratio),
-    ]
+    found = [replace(measured(Measure.PERFORMANCE, known, reason), interval=around)]
+    if metric == "balanced_accuracy" and (common := _on_common_classes(rows, reference, segment)) is not None:
+        ours, theirs, some = common
+        worse = measured(Measure.PERFORMANCE_DROP, theirs[0] - ours[0], some)
+        worse = with_errors(worse, metric, ours, theirs, inflation)
+        return [*found, worse, _ratio(worse, theirs[0])]
+    if known is None or before is None:
+        return [*found, *(measured(m, None, no_drop) for m in _DROPS)]
+    worse = measured(Measure.PERFORMANCE_DROP, drop(metric, known, before), "")
+    if around is not None and (before_around := reference.intervals.get(at)) is not None:
+        worse = with_errors(worse, metric, (known, around), (before, before_around), inflation)
+    return [*found, worse, _ratio(worse, before)]
+
+
+MIN_OF_CLASS = 10
+"""Rows of a class below which its recall is not compared."""
+
+
+def _on_common_classes(rows: Scored, reference: Reference, segment: str) -> tuple[Valued, Valued, str] | None:
+    """The mean recall of the window and of the reference over the classes that the window holds.
+
+    Where all classes occur that is balanced accuracy; where some do not, it is what can still be compared.
+    None when there is none, or nothing is said of the reference's.
+    """
+    theirs = {c: found for c, found in reference.recalls.get(segment, {}).items() if found[1] >= MIN_OF_CLASS}
+    ours = {c: found for c, found in recalls(rows).items() if found[1] >= MIN_OF_CLASS and c in theirs}
+    if not ours or ("balanced_accuracy", segment) not in reference.performance:
+        return None
+    some = "" if len(ours) == len(theirs) else f"over {len(ours)} of {len(theirs)} classes: the others do not occur"
+    return mean_of_shares(list(ours.values())), mean_of_shares([theirs[c] for c in ours]), some
+
+
+def recalls(rows: Scored) -> dict[int, tuple[int, int]]:
+    """Index of a class -> (its rows answered right, its rows)."""
+    found = {}
+    for c in np.unique(rows.truth) if rows.classes else ():
+        mine = rows.truth == c
+        found[int(c)] = (int((rows.answer[mine] == c).sum()), int(mine.sum()))
+    return found
+
+
+_DROPS = (Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO)
+Valued = tuple[float, tuple[float, float]]
+"""A value with its interval."""
+
+
+def with_errors(worse: Measurement, metric: str, now: Valued, before: Valued, inflation: float = 1.0) -> Measurement:
+    """A drop with what chance has to do with it: its standard errors, its interval and its p-value.
+
+    The interval is that of a difference, from the intervals of both sides (MOVER: Zou and Donner 2008), so that it is
+    as lopsided as they are; the standard errors are those of the side that matters when the drop is real.
+    """
+    assert worse.value is not None
+    ours, theirs = _sides(metric, *now), _sides(metric, *before)
+    ours, theirs = (ours[0] * inflation, ours[1] * inflation), (theirs[0] * inflation, theirs[1] * inflation)
+    error, reference_error = ours[0] / Z, theirs[1] / Z
+    around = worse.value - math.hypot(ours[0], theirs[1]), worse.value + math.hypot(ours[1], theirs[0])
+    both = math.hypot(error, reference_error)
+    p_value = surprise(worse.value / both) if both else None
+    return replace(worse, interval=around, p_value=p_value, standard_error=error, reference_error=reference_error)
+
+
+def _sides(metric: str, value: float, around: tuple[float, float]) -> tuple[float, float]:
+    """How far the value reaches towards better, and towards worse."""
+    low, high = value - around[0], around[1] - value
+    match SCORES[metric].better:
+        case Better.HIGHER:
+            return high, low
+        case Better.LOWER:
+            return low, high
+        case Better.NEAR_ZERO:
+            return max(low, high), max(low, high)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _ratio(worse: Measurement, before: float) -> Measurement:
+    if not before or worse.value is None:
+        why = "the reference's value is zero"
+        return replace(
+            worse, measure=Measure.PERFORMANCE_DROP_RATIO, value=None, reason=why, interval=None, p_value=None,
+            standard_error=None, reference_error=None,
+        )  # fmt: skip
+    scale = abs(before)
+    return replace(
+        worse,
+        measure=Measure.PERFORMANCE_DROP_RATIO,
+        value=worse.value / scale,
+        interval=None if worse.interval is None else (worse.interval[0] / scale, worse.interval[1] / scale),
+        standard_error=None if worse.standard_error is None else worse.standard_error / scale,
+        reference_error=None if worse.reference_error is None else worse.reference_error / scale,
+    )
 
 
 def _interval(metric: str, rows: Scored, value: float) -> tuple[float, float] | None:

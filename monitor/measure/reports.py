@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitor.lake import Lake
-from monitor.measure.worker import MeasureTask, reference_of, window_outcomes, window_predictions
+from monitor.measure.worker import MeasureTask, window_outcomes, window_predictions, yardstick_of
 from monitor.measurement import WindowKey
 from monitor.plan import ModelPlan
 
@@ -36,12 +36,9 @@ def make_report(task: ReportTask) -> str | None:
     from monitor.measure.report import write_report
 
     plan, lake = task.plan, Lake(task.lake_uri, task.storage_options)
-    found = reference_of(
-        MeasureTask(
-            task.lake_uri, task.storage_options, plan.schema, task.key, False, plan.methods, plan.metrics,
-            plan.segment_min_rows, plan.max_rows, plan.reference,
-        )
-    )  # fmt: skip
+    found = yardstick_of(
+        MeasureTask(task.lake_uri, task.storage_options, task.key, False, plan.settings, plan.reference)
+    )
     window = window_predictions(lake, task.key)
     if found is None or not window.height:
         return None
@@ -49,7 +46,7 @@ def make_report(task: ReportTask) -> str | None:
     if outcomes.height:
         window = window.join(outcomes.select("prediction_id", "label"), on="prediction_id", how="left")
     task.path.parent.mkdir(parents=True, exist_ok=True)
-    write_report(window, found[1], plan.schema, task.path)
+    write_report(window, found.reference, plan.schema, task.path)
     return str(task.path)
 
 

@@ -6,6 +6,7 @@ process border. A reference is prepared once per process and version.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -13,18 +14,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from monitor.errors import TransientError
 from monitor.join import first_predictions, last_outcomes
-from monitor.lake import Lake, Table, day
+from monitor.lake import Lake, Table, collect, day
 from monitor.measure.methods import DriftMethod
-from monitor.measurement import Measure, Measurement, WindowKey
-from monitor.reference import Reference, prepare, read_file, to_lake_columns
+from monitor.measure.settings import Season, Settings
+from monitor.measurement import Measurement, WindowKey
+from monitor.reference import read_file, to_lake_columns
 from retrain.schema import ModelSchema
 
-SAMPLE_SEED = 0
+if TYPE_CHECKING:
+    from monitor.measure.yardstick import Yardstick
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,11 @@ class MeasureTask:
 
     lake_uri: str
     storage_options: Mapping[str, str]
-    schema: ModelSchema
     key: WindowKey
     performance: bool
-    methods: Mapping[str, DriftMethod]
-    metrics: tuple[str, ...]
-    segment_min_rows: int
-    max_rows: int
+    settings: Settings
     reference: ReferenceSource
+    season: Season | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,48 +69,20 @@ class MeasureResult:
 
 def measure(task: MeasureTask) -> MeasureResult:
     """Measure one window. Raises TransientError when the lake or the registry is away."""
+    from monitor.measure.window import measure_labelled, measure_unlabelled  # heavy: not in the daemon's process
+
     lake = Lake(task.lake_uri, task.storage_options)
     predictions = window_predictions(lake, task.key)
-    found = reference_of(task)
-    schema = task.schema
+    yardstick = yardstick_of(task)
+    name = yardstick.name if yardstick is not None else ""
     if not task.performance:
-        sample = _sample(predictions, task.max_rows)
-        name, measured = _without_labels(sample, task, found)
-        measured = [_with_volume(m, predictions.height) for m in measured]
-        return MeasureResult(task.key, False, predictions.height, 0, name, tuple(measured))
+        compared = _season(lake, task) if task.season is not None else None
+        found = measure_unlabelled(predictions, yardstick, task.settings, compared)
+        name = compared.name if compared is not None else name
+        return MeasureResult(task.key, False, predictions.height, 0, name, tuple(found))
     outcomes = window_outcomes(lake, task.key)
-    coverage = outcomes.height / predictions.height if predictions.height else 0.0
-    measured = [
-        Measurement(Measure.LABEL_COVERAGE, min(1.0, coverage), predictions.height),
-        _label_delay(outcomes),
-    ]
-    name = ""
-    if outcomes.height:
-        from monitor.measure.drift import measure_label_drift
-        from monitor.measure.performance import measure_performance
-
-        name, reference = found if found else ("", prepare(predictions.clear(), schema))
-        sample = _sample(outcomes, task.max_rows)
-        measured += measure_performance(sample, reference, schema, task.metrics, task.segment_min_rows)
-        measured += measure_label_drift(sample, reference, schema, task.methods.get("label"))
-    return MeasureResult(task.key, True, predictions.height, outcomes.height, name, tuple(measured))
-
-
-def _without_labels(
-    window: pl.DataFrame, task: MeasureTask, found: tuple[str, Reference] | None
-) -> tuple[str, list[Measurement]]:
-    from monitor.measure.quality import measure_quality
-
-    if found is None:
-        empty = prepare(window.clear(), task.schema)
-        known = (Measure.UNSEEN_SHARE, Measure.OUT_OF_RANGE_SHARE)
-        return "", [m for m in measure_quality(window, empty, task.schema) if m.measure not in known]
-    from monitor.measure.drift import measure_drift
-
-    name, reference = found
-    quality = measure_quality(window, reference, task.schema)
-    drift = measure_drift(window, reference, task.schema, task.methods, task.methods.get("prediction"))
-    return name, [*quality, *drift]
+    found = measure_labelled(predictions, outcomes, yardstick, task.settings)
+    return MeasureResult(task.key, True, predictions.height, outcomes.height, name, tuple(found))
 
 
 def window_predictions(lake: Lake, key: WindowKey) -> pl.DataFrame:
@@ -122,15 +95,14 @@ def window_outcomes(lake: Lake, key: WindowKey) -> pl.DataFrame:
     return last_outcomes(_window(lake, Table.OUTCOMES, key))
 
 
-def scan_window(lake: Lake, table: Table, key: WindowKey) -> pl.LazyFrame | None:
+def scan_window(lake: Lake, table: Table, key: WindowKey, *, any_version: bool = False) -> pl.LazyFrame | None:
     """The window's rows of a table, lazily; None without a table."""
     last = key.end - timedelta(microseconds=1)
     lazy = lake.scan(table, key.model, (day(key.start), day(last)))
     if lazy is None:
         return None
-    return lazy.filter(
-        pl.col("model_version") == key.version, pl.col("ts").is_between(key.start, key.end, closed="left")
-    )
+    mine = pl.lit(any_version) | (pl.col("model_version") == key.version)
+    return lazy.filter(mine, pl.col("ts").is_between(key.start, key.end, closed="left"))
 
 
 def _window(lake: Lake, table: Table, key: WindowKey) -> pl.DataFrame:
@@ -148,23 +120,27 @@ def _window(lake: Lake, table: Table, key: WindowKey) -> pl.DataFrame:
         raise TransientError(f"{lake.table_uri(table, key.model)}: {exc}") from exc
 
 
-def _sample(frame: pl.DataFrame, max_rows: int) -> pl.DataFrame:
-    return frame if frame.height <= max_rows else frame.sample(max_rows, seed=SAMPLE_SEED)
+def _season(lake: Lake, task: MeasureTask) -> Yardstick:
+    """The inputs of the same season before: the windows one to so many periods earlier, of whatever version."""
+    from monitor.measure.yardstick import Yardstick
+
+    assert task.season is not None
+    key, season = task.key, task.season
+    earlier = []
+    for back in range(1, season.periods + 1):
+        shift = season.period * back
+        at = WindowKey(key.model, "", key.start - shift, key.end - shift)
+        lazy = scan_window(lake, Table.PREDICTIONS, at, any_version=True)
+        if lazy is not None:
+            earlier.append(first_predictions(collect(lazy)))
+    rows = pl.concat(earlier, how="diagonal_relaxed") if earlier else pl.DataFrame()
+    s = task.settings
+    name = f"season:{len(earlier)} windows of {rows.height} rows"
+    return Yardstick(name, rows, s.schema, s.methods, s.metrics, s.segment_min_rows, max_rows=task.reference.max_rows)
 
 
-def _with_volume(m: Measurement, rows: int) -> Measurement:
-    return Measurement(Measure.VOLUME, float(rows), rows) if m.measure is Measure.VOLUME else m
-
-
-def _label_delay(outcomes: pl.DataFrame) -> Measurement:
-    if not outcomes.height:
-        return Measurement(Measure.LABEL_DELAY, None, 0, reason="no labelled rows")
-    seconds = (outcomes["label_ts"] - outcomes["ts"]).dt.total_seconds(fractional=True).median()
-    return Measurement(Measure.LABEL_DELAY, max(0.0, float(seconds)), outcomes.height)  # type: ignore[arg-type]
-
-
-def reference_of(task: MeasureTask) -> tuple[str, Reference] | None:
-    """The frozen reference of the task's version and its name; None when a warm-up must make one first."""
+def yardstick_of(task: MeasureTask) -> Yardstick | None:
+    """The frozen reference of the task's version; None when a warm-up must make one first."""
     source, version = task.reference, task.key.version
     if _frozen(source, version) is None and source.tracking_uri:
         _from_registry(source, version, _folder(source, version) / "registry.parquet")
@@ -172,14 +148,19 @@ def reference_of(task: MeasureTask) -> tuple[str, Reference] | None:
     if path is None:
         return None
     name = f"{path.stem}:{version}" if path.parent == _folder(source, version) else f"file:{path.name}"
-    return name, _prepared(
-        str(path), path.stat().st_mtime_ns, task.schema, task.metrics, task.segment_min_rows, source.max_rows
-    )
+    s = task.settings
+    return _yardstick(
+        name, str(path), path.stat().st_mtime_ns, s.schema, tuple(sorted(s.methods.items())), s.metrics,
+        s.segment_min_rows, source.max_rows, str(_folder(source, version)),
+    )  # fmt: skip
 
 
 def reference_file(source: ReferenceSource, version: str) -> Path | None:
     """The file that a version's windows are compared with, as far as it is here already."""
     return _frozen(source, version) or (Path(source.path) if source.path else None)
+
+
+WARMED_UP = ("labelled", "warmup")
 
 
 def _frozen(source: ReferenceSource, version: str) -> Path | None:
@@ -217,18 +198,26 @@ _WITHOUT: set[tuple[str, str, str]] = set()
 
 
 @lru_cache(maxsize=16)
-def _prepared(
+def _yardstick(
+    name: str,
     path: str,
-    _mtime_ns: int,
+    mtime_ns: int,
     schema: ModelSchema,
+    methods: tuple[tuple[str, DriftMethod], ...],
     metrics: tuple[str, ...],
     segment_min_rows: int,
     max_rows: int,
-) -> Reference:
-    from monitor.measure.performance import prepare_reference
+    keep: str,
+) -> Yardstick:
+    from monitor.measure.yardstick import Yardstick
 
     frame = to_lake_columns(read_file(Path(path)), schema)
-    return prepare_reference(frame, schema, metrics, segment_min_rows, max_rows=max_rows)
+    what = repr((path, mtime_ns, schema.to_json(), methods, metrics, max_rows))
+    identity = hashlib.sha256(what.encode()).hexdigest()[:12]
+    return Yardstick(
+        name, frame, schema, dict(methods), metrics, segment_min_rows, max_rows=max_rows, keep=Path(keep),
+        identity=identity,
+    )  # fmt: skip
 
 
 def freeze_warmup(lake: Lake, windows: list[WindowKey], folder: Path, *, labelled: bool) -> str | None:

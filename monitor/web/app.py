@@ -1,4 +1,8 @@
-"""Routes of the HTTP port. Handlers are thin: they read through `status` and act through the ledger and the store."""
+"""Routes of the HTTP port. Handlers are thin: they read through `status` and act through the ledger and the store.
+
+What the answers of `/api/v1/models/{model}/timeline` and `/features` hold is said by `views.Views`, whose dicts they
+are; names in them are stable.
+"""
 
 from __future__ import annotations
 

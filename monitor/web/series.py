@@ -13,14 +13,12 @@ import polars as pl
 
 from monitor.activity import Activity, ActivityKind
 from monitor.judging import RuleRecord
-from monitor.measure.methods import METHODS, Statistic
 from monitor.measure.scores import SCORES, Better
 from monitor.measurement import Measure
 from monitor.plan import ModelPlan
-from monitor.rules import Phase, Rule, Severity
+from monitor.progress import DRIFT
+from monitor.rules import ForEvidence, Phase, Rule, Severity
 
-HISTORIES = 40
-"""Features that come with their scores over time: those that drifted most."""
 _PHASES = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
 _SEVERITIES = [Severity.INFO, Severity.WARNING, Severity.CRITICAL]
 _PER_WINDOW = {
@@ -32,12 +30,10 @@ _PER_WINDOW = {
     "volume": Measure.VOLUME,
     "latency_p95": Measure.LATENCY_P95,
 }
-_DRIFT = ("value", "threshold", "method", "drifted", "reason")
-_PER_FEATURE = {
-    "missing": Measure.MISSING_SHARE,
-    "unseen": Measure.UNSEEN_SHARE,
-    "out_of_range": Measure.OUT_OF_RANGE_SHARE,
-    "invalid": Measure.INVALID_SHARE,
+_PER_METRIC = {
+    "performance": Measure.PERFORMANCE,
+    "estimated": Measure.ESTIMATED_PERFORMANCE,
+    "estimation_error": Measure.ESTIMATION_ERROR,
 }
 
 
@@ -51,10 +47,19 @@ def rules(
     records: Sequence[RuleRecord],
     transitions: Sequence[Mapping[str, Any]],
     ends: Mapping[str, datetime],
+    frame: pl.DataFrame,
 ) -> list[dict[str, Any]]:
-    """Each rule of the plan, how it stands, and when it was pending or firing."""
+    """Each rule of the plan, how it stands, and when it was pending or firing.
+
+    `auto`: chance decides instead of a number (`above = "auto"`), so `above` and `below` are null; `for_auto`: so does
+    the evidence over windows (`for = "auto"`). `p_value`: of the newest window, the least that the rule looks at.
+    """
     size = plan.windows.size
-    return [_rule(rule, records, [t for t in transitions if t["rule"] == rule.name], ends, size) for rule in plan.rules]
+    return [
+        _rule(rule, records, [t for t in transitions if t["rule"] == rule.name], ends, size)
+        | {"p_value": newest_p_value(rule, frame)}
+        for rule in plan.rules
+    ]
 
 
 def _rule(
@@ -72,13 +77,28 @@ def _rule(
         "subject": " ".join(filter(None, (rule.feature, rule.metric, rule.segment))),
         "above": rule.above,
         "below": rule.below,
+        "auto": rule.calibrated,
+        "significant": rule.significant,
         "for": str(rule.sustained),
+        "for_auto": isinstance(rule.sustained, ForEvidence),
         "severity": rule.severity.value,
         "action": rule.action.value,
         "phase": worst.state.phase.value if worst else Phase.INACTIVE.value,
         "reason": worst.reason if worst else "not judged yet",
         "spans": _spans(mine, transitions, ends, size),
     }
+
+
+def newest_p_value(rule: Rule, frame: pl.DataFrame) -> float | None:
+    """Of a window that rules act on: provisional performance is not judged."""
+    if not frame.height:
+        return None
+    segment = pl.col("segment") != "" if rule.segment == "*" else pl.col("segment") == (rule.segment or "")
+    wanted = [pl.col("measure") == rule.measure.value, segment, (pl.col("kind") == DRIFT) | pl.col("final")]
+    wanted += [pl.col(c) == v for c, v in (("feature", rule.feature), ("metric", rule.metric)) if v is not None]
+    found = frame.filter(*wanted, pl.col("p_value").is_not_null())
+    least = found.filter(pl.col("window_end") == pl.col("window_end").max())["p_value"]
+    return float(least.sort()[0]) if len(least) else None
 
 
 def _spans(
@@ -183,7 +203,7 @@ def windows_of(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select("model_version", "window_end").unique().sort("window_end", "model_version")
 
 
-def _aligned(windows: pl.DataFrame, part: pl.DataFrame, column: str) -> list[Any]:
+def aligned(windows: pl.DataFrame, part: pl.DataFrame, column: str) -> list[Any]:
     found = part.select("model_version", "window_end", column)
     found = found.unique(["model_version", "window_end"], keep="last")
     joined = windows.join(found, on=["model_version", "window_end"], how="left", maintain_order="left")
@@ -191,24 +211,27 @@ def _aligned(windows: pl.DataFrame, part: pl.DataFrame, column: str) -> list[Any
 
 
 def columns(frame: pl.DataFrame, windows: pl.DataFrame, plan: ModelPlan) -> dict[str, Any]:
+    """A column per number, by window. By metric: `performance` from labels, `estimated` without them, and
+    `estimation_error`, by how much worse it turned out; each with its 95 % interval."""
     answer: dict[str, Any] = {
         "end": [int(e.timestamp()) for e in windows["window_end"]],
         "version": windows["model_version"].to_list(),
-        "performance": {},
+        **{name: {} for name in _PER_METRIC},
     }
     if not frame.height:
         return {**answer, **{name: [] for name in _PER_WINDOW}, "final": [], "limit": []}
     overall = frame.filter(pl.col("segment") == "")
     for name, measure in _PER_WINDOW.items():
-        answer[name] = _aligned(windows, overall.filter(pl.col("measure") == measure.value), "value")
+        answer[name] = aligned(windows, overall.filter(pl.col("measure") == measure.value), "value")
+    for name, measure in _PER_METRIC.items():
+        for metric in plan.metrics:
+            part = overall.filter(pl.col("measure") == measure.value, pl.col("metric") == metric)
+            answer[name][metric] = {c: aligned(windows, part, c) for c in ("value", "lower", "upper")}
     performance = overall.filter(pl.col("measure") == Measure.PERFORMANCE.value)
-    for metric in plan.metrics:
-        part = performance.filter(pl.col("metric") == metric)
-        answer["performance"][metric] = {c: _aligned(windows, part, c) for c in ("value", "lower", "upper")}
-    answer["final"] = _aligned(windows, performance.filter(pl.col("metric") == plan.metrics[0]), "final")
+    answer["final"] = aligned(windows, performance.filter(pl.col("metric") == plan.metrics[0]), "final")
     drops = overall.filter(pl.col("measure") == Measure.PERFORMANCE_DROP.value, pl.col("metric") == plan.metrics[0])
     values = answer["performance"][plan.metrics[0]]["value"]
-    answer["limit"] = _limits(plan, values, _aligned(windows, drops, "value"))
+    answer["limit"] = _limits(plan, values, aligned(windows, drops, "value"))
     return answer
 
 
@@ -233,62 +256,3 @@ def _limits(plan: ModelPlan, values: Sequence[float | None], drops: Sequence[flo
 def _judges(rule: Rule, metric: str) -> bool:
     measures = (Measure.PERFORMANCE, Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO)
     return rule.measure in measures and rule.metric in (None, metric) and not rule.segment
-
-
-def features(frame: pl.DataFrame, windows: pl.DataFrame, plan: ModelPlan) -> list[dict[str, Any]]:
-    """Features by their newest drift, worst first; the first `HISTORIES` with their scores over time."""
-    drift = frame.filter(pl.col("measure") == Measure.FEATURE_DRIFT.value) if frame.height else frame
-    parts = {str(name): part for (name,), part in drift.group_by(["feature"])} if drift.height else {}
-    found = []
-    for feature in plan.schema.features:
-        part = parts.get(feature.name)
-        newest = part.row(-1, named=True) if part is not None else {}
-        found.append({"feature": feature.name, **{k: newest.get(k) for k in _DRIFT}, "p_value": _is_p_value(newest)})
-    found.sort(key=_how_drifted, reverse=True)
-    for line in found[:HISTORIES]:
-        part = parts.get(str(line["feature"]))
-        line["history"] = _aligned(windows, part, "value") if part is not None else []
-        line["drifted_history"] = _aligned(windows, part, "drifted") if part is not None else []
-    return found
-
-
-def feature_line(measured: pl.DataFrame, name: str) -> dict[str, Any]:
-    """What was measured of one feature in one window."""
-    part = measured.filter(pl.col("feature") == name) if measured.height else measured
-    found = {str(r["measure"]): r for r in part.iter_rows(named=True)}
-    drift = found.get(Measure.FEATURE_DRIFT.value, {})
-    shares = {k: found[m.value]["value"] for k, m in _PER_FEATURE.items() if m.value in found}
-    return {**{k: drift.get(k) for k in _DRIFT}, "p_value": _is_p_value(drift), **shares}
-
-
-def _is_p_value(drift: Mapping[str, Any]) -> bool:
-    """Whether small is drifted."""
-    method = METHODS.get(drift.get("method") or "")
-    return method is not None and method.statistic is Statistic.P_VALUE
-
-
-def _how_drifted(line: Mapping[str, Any]) -> tuple[bool, float]:
-    """How far beyond its threshold; a drifted feature without a value (it went missing) is worst."""
-    value, threshold = line["value"], line["threshold"]
-    if value is None or not threshold:
-        return bool(line["drifted"]), float("inf") if line["drifted"] else -1.0
-    return bool(line["drifted"]), threshold / max(value, 1e-12) if line["p_value"] else value / threshold
-
-
-def segments(frame: pl.DataFrame, plan: ModelPlan) -> list[dict[str, Any]]:
-    """The judged metric of each segment in its newest window."""
-    if not frame.height:
-        return []
-    wanted = (Measure.PERFORMANCE.value, Measure.PERFORMANCE_DROP.value)
-    part = frame.filter(pl.col("measure").is_in(wanted), pl.col("segment") != "", pl.col("metric") == plan.metrics[0])
-    part = part.filter(pl.col("window_end") == pl.col("window_end").max()).unique(
-        ["segment", "measure"], keep="last", maintain_order=True
-    )
-    rows: dict[str, dict[str, Any]] = {}
-    for r in part.iter_rows(named=True):
-        line = rows.setdefault(r["segment"], {"segment": r["segment"], "value": None, "drop": None})
-        if r["measure"] == Measure.PERFORMANCE.value:
-            line |= {k: r[k] for k in ("value", "lower", "upper", "rows", "reason")}
-        else:
-            line["drop"] = r["value"]
-    return sorted(rows.values(), key=lambda s: -(s["drop"] if s["drop"] is not None else -1e9))

@@ -25,18 +25,17 @@ from monitor.plan import ModelPlan
 from monitor.reference import answer_kind, read_file, sample, to_lake_columns
 from monitor.rules import Phase
 from monitor.status import champions, job_line, summary
+from monitor.web.estimates import estimation
+from monitor.web.features import feature_line, features, segments
 from monitor.web.series import (
     activity_line,
     badness,
     columns,
-    feature_line,
-    features,
     iso,
     marks,
     newest_ends,
     newest_value,
     rules,
-    segments,
     served,
     state,
     windows_of,
@@ -125,7 +124,12 @@ class Views:
         }
 
     def model(self, model: str, days: int, now: datetime) -> dict[str, Any]:
-        """One model over time. Raises LookupError for an unknown model."""
+        """One model over time. Raises LookupError for an unknown model.
+
+        `windows`: a column per number, by window, oldest first (`series.columns`). `estimation`: how the newest
+        estimate turned out, or null (`estimates.estimation`). `features`: by impact (`features.features`). `rules`:
+        how each stands (`series.rules`).
+        """
         plan = self._plan(model)
         frame = self._history.detail(model, days, now)
         windows = windows_of(frame)
@@ -147,9 +151,10 @@ class Views:
             "summary": summary(self._ledger.decisions(model, 1), jobs),
             "state": state(current, windows.height),
             "windows": columns(frame, windows, plan),
+            "estimation": estimation(frame, plan.metrics[0]),
             "features": features(frame, windows, plan),
             "segments": segments(frame, plan),
-            "rules": rules(plan, current, self._ledger.transitions(model, 1000), ends),
+            "rules": rules(plan, current, self._ledger.transitions(model, 1000), ends, frame),
             "activity": [activity_line(a) for a in done],
             "marks": marks(done, windows),
             "jobs": [self._job(job) for job in jobs],
@@ -186,8 +191,10 @@ class Views:
         if within is None:
             return pl.DataFrame(), 0
         total = int(collect(within.select(pl.col("prediction_id").n_unique())).item())
-        if total > plan.max_rows:  # the same row again and again: by id, so that what came twice stays together
-            within = within.filter(pl.col("prediction_id").hash(seed=0) % -(-total // plan.max_rows) == 0)
+        if (
+            total > plan.settings.max_rows
+        ):  # the same row again and again: by id, so that what came twice stays together
+            within = within.filter(pl.col("prediction_id").hash(seed=0) % -(-total // plan.settings.max_rows) == 0)
         wanted = ["prediction_id", "source_offset", "ts", "prediction", *plan.schema.feature_columns]
         known = within.collect_schema().names()
         return first_predictions(collect(within.select(c for c in wanted if c in known))), total

@@ -15,32 +15,52 @@ if TYPE_CHECKING:
 
     from retrain.trainer import TrainContext
 
-TAIL_SHARE = 0.15
-TAIL_ROWS = 100
-"""How many boosting rounds are worth it is found on the newest share of the rows; fewer rows than this: not found."""
-SPANS = (1.0, 0.5, 0.25, 0.125)
-"""Shares of the rows, counted back from the newest, that are tried: after a change old rows mislead."""
-SPAN_ROWS = 150
+TAIL_SHARE = 0.03
+TAIL_ROWS = (100, 500)
+"""The newest rows, on which spans are compared: this share of all, but so many at least, and at most."""
+SPAN_STEP = 3.0
+"""Each span that is tried is so many times shorter than the one before: after a change old rows mislead."""
+SPAN_ROWS = 300
 """A shorter span is not tried."""
+SHARPNESS = 4.0
+"""A span's weight is its loss on the newest rows to minus this power: one that is 20 % worse counts half as much."""
+LEAST_WEIGHT = 0.05
 MAX_CATEGORIES = 254
 """Per feature; the rarer ones share one more. Boosting bins hold 255 values."""
-MAX_ROUNDS = 300
-DEFAULT_ROUNDS = 100
 
 
 def train(frame: pd.DataFrame, labels: pd.Series, context: TrainContext) -> Any:
-    """A fitted pipeline. How far back to train and for how many rounds is found on the newest rows given.
+    """A fitted model that averages models of several spans: all rows given, the newest third, ninth and so on.
 
-    `context.parameters` go to HistGradientBoosting* (`learning_rate`, `max_leaf_nodes`, `class_weight`, ...); with
-    `max_iter` among them the rounds are not searched for, with `choose_span = false` all rows are used.
+    How much each span counts is found on the newest rows, which it is not trained on for that. An average ages better
+    than its best part: the long spans know more, the short ones know what is new.
+
+    `context.parameters` go to HistGradientBoosting* (`learning_rate`, `max_leaf_nodes`, `class_weight`, ...);
+    `spans = 1` trains on all rows alone.
     """
     parameters = dict(context.parameters)
-    if parameters.pop("choose_span", True):
-        start = _start(frame, labels, context, parameters)
-        frame, labels = frame[start:].reset_index(drop=True), labels[start:].reset_index(drop=True)
-    if "max_iter" not in parameters:
-        parameters["max_iter"] = _rounds(frame, labels, context, parameters)
-    return _fit(frame, labels, context, parameters)
+    most = int(parameters.pop("spans", 6))
+    spans = _weighted_spans(frame, labels, context, parameters, most)
+    members = [_fit(frame[-rows:], labels[-rows:], context, parameters) for rows, _ in spans]
+    if len(members) == 1:
+        return members[0]
+    return _vote(members, [weight for _, weight in spans], context)
+
+
+def _vote(members: list[Any], weights: list[float], context: TrainContext) -> Any:
+    """scikit-learn's own average of models, made of fitted ones: whoever loads it needs scikit-learn alone."""
+    from sklearn.ensemble import VotingClassifier, VotingRegressor
+    from sklearn.preprocessing import LabelEncoder
+
+    named = [(f"span_{n}", member) for n, member in enumerate(members)]
+    if context.schema.task is Task.REGRESSION:
+        vote = VotingRegressor(named, weights=weights)
+    else:
+        vote = VotingClassifier(named, voting="soft", weights=weights)
+        vote.le_ = LabelEncoder().fit(members[0].classes_)
+        vote.classes_ = vote.le_.classes_
+    vote.estimators_ = members
+    return vote
 
 
 def _fit(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> Any:
@@ -51,46 +71,41 @@ def _fit(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, paramete
     return Pipeline([("encode", encoder), ("boost", booster)])
 
 
-def _start(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> int:
-    """First row to train on: the span whose model is best on the newest rows; the longest one on a tie."""
-    from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
+def _weighted_spans(
+    frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any], most: int
+) -> list[tuple[int, float]]:
+    """(newest rows to train on, weight), the longest first; weights sum to 1."""
+    rows, classify = len(frame), context.schema.task is not Task.REGRESSION
+    tail = min(max(TAIL_ROWS[0], int(rows * TAIL_SHARE)), TAIL_ROWS[1])
+    head = rows - tail
+    lengths = [rows]
+    while len(lengths) < most and lengths[-1] / SPAN_STEP >= SPAN_ROWS:
+        lengths.append(int(lengths[-1] / SPAN_STEP))
+    losses = {}
+    for length in lengths if len(lengths) > 1 and head >= SPAN_ROWS else ():
+        known = slice(head - max(1, int(length * head / rows)), head)
+        if classify and not set(labels) == set(labels[known]) == set(labels[-length:]):
+            continue  # all members must know the same classes
+        model = _fit(frame[known], labels[known], context, parameters)
+        losses[length] = _loss(model, frame[head:], labels[head:], context)
+    if not losses:
+        return [(rows, 1.0)]
+    best = max(min(losses.values()), 1e-12)
+    weights = {length: (best / max(loss, best)) ** SHARPNESS for length, loss in losses.items()}
+    total = sum(weights.values())
+    kept = {length: w for length, w in weights.items() if w / total >= LEAST_WEIGHT}
+    return [(length, w / sum(kept.values())) for length, w in kept.items()]
 
-    tail = int(len(frame) * TAIL_SHARE)
-    head = len(frame) - tail
-    regression = context.schema.task is Task.REGRESSION
-    best, start = None, 0
-    for share in SPANS if tail >= TAIL_ROWS else ():
-        first = head - int(head * share)
-        known = labels[first:head]
-        if head - first < SPAN_ROWS or (not regression and set(labels[head:]) - set(known)):
-            continue
-        model = _fit(frame[first:head], known, context, {"max_iter": DEFAULT_ROUNDS, **parameters})
-        predicted = model.predict(frame[head:])
-        truth = labels[head:]
-        quality = -mean_absolute_error(truth, predicted) if regression else balanced_accuracy_score(truth, predicted)
-        if best is None or quality > best:
-            best, start = quality, first
-    return start
 
+def _loss(model: Any, frame: pd.DataFrame, truth: pd.Series, context: TrainContext) -> float:
+    """Mean absolute error, or log loss with scores kept from certainty (one surprise must not decide)."""
+    import numpy as np
 
-def _rounds(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> int:
-    """Stops early on the newest rows, not on random ones: what is to be predicted is later than what is known."""
-    tail = int(len(frame) * TAIL_SHARE)
-    head = len(frame) - tail
-    classification = context.schema.task is not Task.REGRESSION
-    if tail < TAIL_ROWS or (classification and set(labels[head:]) != set(labels[:head])):
-        return DEFAULT_ROUNDS
-    encoder = _encoder(context)
-    searching = _booster(
-        context, {**parameters, "max_iter": MAX_ROUNDS, "early_stopping": True, "n_iter_no_change": 15}
-    )
-    searching.fit(
-        encoder.fit_transform(frame[:head]),
-        labels[:head],
-        X_val=encoder.transform(frame[head:]),
-        y_val=labels[head:],
-    )
-    return max(10, int(searching.n_iter_) - 15 if searching.n_iter_ < MAX_ROUNDS else MAX_ROUNDS)
+    if context.schema.task is Task.REGRESSION:
+        return float(np.abs(model.predict(frame) - truth.to_numpy()).mean())
+    column = {c: n for n, c in enumerate(model.classes_)}
+    scores = model.predict_proba(frame)[np.arange(len(frame)), [column[label] for label in truth]]
+    return float(-np.log(np.clip(scores, 0.01, 1.0)).mean())
 
 
 def _encoder(context: TrainContext) -> Any:

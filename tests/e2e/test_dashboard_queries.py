@@ -88,11 +88,11 @@ RULES: list[dict[str, Any]] = [
         for measure in (
             "performance_drop_ratio", "drift_share", "prediction_drift", "label_drift", "missing_share",
             "unseen_share", "out_of_range_share", "invalid_share", "latency_p50", "latency_p95", "latency_p99",
-            "label_delay",
+            "label_delay", "estimated_drop", "estimation_error", "drift_impact",
         )
     ),
     *({"name": f"{measure}_low", "measure": measure, "below": 0.01}
-      for measure in ("performance", "volume", "label_coverage")),
+      for measure in ("performance", "volume", "label_coverage", "estimated_performance")),
 ]  # fmt: skip
 """A threshold for every measure, so that every panel has one to draw; two that fire."""
 WINDOW, ROWS = timedelta(minutes=1), 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("page")
-    document = made.configuration(folder, ["calm", "empty", "hurt", "asked"])
+    document = made.configuration(folder, ["calm", "empty", "hurt", "asked", "late"])
+    document["models"]["late"] = {k: v for k, v in document["models"]["late"].items() if k != "rules"}
     os.environ["DRIFTD_TEST_TOKEN"] = TOKEN
     loaded = from_dict(document)
     _prepare(loaded)
@@ -63,6 +65,7 @@ def _prepare(loaded: LoadedConfig) -> None:
     made.measure_windows(lake, "calm", 40)
     made.measure_windows(lake, "hurt", 40, bad_since=5)
     made.predictions(lake, "hurt")
+    made.measure_windows(lake, "late", 40, bad_since=8, unlabelled=4)
     made.champion(store, "hurt", "1")
     made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None)
     made.job(store, loaded, "asked", "job-wait", *_PASSED, JobState.AWAITING_APPROVAL, gates=_GATES[:1], version="2")
@@ -103,7 +106,7 @@ def opened(browser: Browser, daemon: Daemon) -> Iterator[Opened]:
 def test_fleet_is_worst_first_and_leads_to_the_model(opened: Opened) -> None:
     page = opened.go("/")
     rows = page.locator(".fleet tbody tr")
-    expect(rows).to_have_count(4)
+    expect(rows).to_have_count(5)
     expect(rows.first).to_contain_text("hurt")
     expect(rows.first.locator(".pill")).to_have_text("firing")
     expect(rows.first).to_contain_text("performance_drop")
@@ -124,6 +127,23 @@ def test_model_shows_charts_features_rules_jobs_and_links(opened: Opened) -> Non
     expect(job).to_contain_text("job-slow")
     expect(job.locator("tr", has_text="latency").first).to_contain_text("failed")
     assert page.evaluate("window.shift") < 0.1
+
+
+def test_estimates_go_on_without_labels_and_chance_decides_instead_of_a_number(opened: Opened) -> None:
+    page = opened.go("/models/late")
+    readout = page.locator(".chart .u-legend").first
+    expect(readout.locator("tr", has_text="balanced_accuracy")).not_to_contain_text("0.")
+    estimate = readout.locator("tr", has_text="estimate, without labels")
+    expect(estimate).to_have_text(re.compile(r"0\.\d+ \(0\.\d+ to 0\.\d+\)$"))
+    expect(readout.locator("tr", has_text="limit")).to_have_count(0)
+    expect(page.locator(".estimation")).to_contain_text("outside the estimate's interval, what inputs mean may have")
+    rule = page.locator("table.plain tr", has_text="performance_drop").first
+    expect(rule).to_contain_text("above auto")
+    expect(rule).to_contain_text("< 1 in a million")
+    gone = page.locator("table.plain tr", has_text="number_3").first
+    expect(gone).to_contain_text("drifted: missing in 35% of the rows, 1% in the reference")
+    expect(page.locator("table.plain tbody tr").first).to_contain_text("number_4")
+    opened.complaints = [c for c in opened.complaints if "404" not in c]  # no rows are kept of this model
 
 
 def test_a_click_on_a_chart_and_the_buttons_choose_the_window(opened: Opened) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from monitor.measurement import Measure, Measurement
 from monitor.rules import (
     ForDuration,
+    ForEvidence,
     ForWindows,
     Judgement,
     Phase,
@@ -25,6 +27,7 @@ from monitor.rules import (
     parse_for,
     step,
 )
+from monitor.significance import surprise
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DROP = Measure.PERFORMANCE_DROP
@@ -261,3 +264,110 @@ def test_for_reads_windows_and_durations(text: str, meaning: object) -> None:
 def test_for_refuses_anything_else(text: str) -> None:
     with pytest.raises(ValueError, match=r"windows|duration"):
         parse_for(text)
+
+
+# -- rules that chance decides
+
+
+def auto(**changes: Any) -> Rule:
+    return replace(Rule("r", Measure.FEATURE_DRIFT, calibrated=True, level=0.01), **changes)
+
+
+def drift(feature: str, p_value: float | None, drifted: bool = True) -> Measurement:
+    return Measurement(
+        Measure.FEATURE_DRIFT, 0.3, 500, feature=feature, method="wasserstein", threshold=0.1, drifted=drifted,
+        p_value=p_value,
+    )  # fmt: skip
+
+
+def dropped(value: float, error: float = 0.02, reference_error: float = 0.0) -> Measurement:
+    z = value / (error**2 + reference_error**2) ** 0.5
+    return Measurement(
+        Measure.PERFORMANCE_DROP, value, 500, metric="accuracy", p_value=surprise(z), standard_error=error,
+        reference_error=reference_error, interval=(value - 2 * error, value + 2 * error),
+    )  # fmt: skip
+
+
+def test_one_surprise_among_many_features_is_no_breach() -> None:
+    quiet = [drift(f"x{n}", 0.4) for n in range(199)]
+    assert judge(auto(), [*quiet, drift("odd", 0.001)]).verdict is Verdict.OK
+    judged = judge(auto(), [*quiet, drift("odd", 0.00001)])
+    assert (judged.verdict, judged.breaching) == (Verdict.BREACH, 1)
+    assert judged.worst is not None
+    assert judged.worst.feature == "odd"
+
+
+def test_chance_does_not_explain_it_but_it_is_too_small_to_matter() -> None:
+    assert judge(auto(), [drift("x", 1e-9, drifted=False)]).verdict is Verdict.OK
+
+
+def test_without_known_chance_there_is_no_verdict() -> None:
+    judged = judge(auto(), [drift("x", None)])
+    assert judged.verdict is Verdict.UNDECIDED
+    assert "chance is not known" in judged.reason
+
+
+def test_feature_gone_missing_needs_no_chance() -> None:
+    gone = Measurement(Measure.FEATURE_DRIFT, None, 0, feature="x", drifted=True, reason="went missing")
+    assert judge(auto(), [gone, drift("y", 0.5)]).verdict is Verdict.BREACH
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "verdict"), [(0.06, (0.04, 0.08), Verdict.OK), (0.09, (0.06, 0.12), Verdict.BREACH)]
+)
+def test_significant_breach_lies_beyond_the_threshold_with_its_whole_interval(
+    value: float, interval: tuple[float, float], verdict: Verdict
+) -> None:
+    rule = Rule("r", Measure.PERFORMANCE_DROP, above=0.05, significant=True)
+    assert judge(rule, [Measurement(Measure.PERFORMANCE_DROP, value, 500, interval=interval)]).verdict is verdict
+
+
+EVIDENCE = Rule(
+    "drop", Measure.PERFORMANCE_DROP, metric="accuracy", calibrated=True, sustained=ForEvidence(1000), level=0.3
+)
+
+
+def weighed(*values: float, error: float = 0.02, reference_error: float = 0.0) -> list[RuleState]:
+    state, states = RuleState(), []
+    for n, value in enumerate(values):
+        judged = judge(EVIDENCE, [dropped(value, error, reference_error)])
+        state, _ = step(EVIDENCE, state, judged, at(n))
+        states.append(state)
+    return states
+
+
+def test_large_drop_fires_at_once_and_a_small_one_when_it_has_added_up() -> None:
+    assert weighed(0.2)[-1].phase is Phase.FIRING
+    small = weighed(*[0.04] * 8)
+    firing = [s.phase is Phase.FIRING for s in small]
+    assert not firing[0]
+    assert firing[-1]
+
+
+def test_reference_that_was_lucky_does_not_add_up_window_after_window() -> None:
+    """Every window is 0.02 below a reference that is only known to 0.02: no drop that anybody could tell."""
+    assert all(s.phase is not Phase.FIRING for s in weighed(*[0.02] * 50, reference_error=0.02))
+    assert weighed(*[0.02] * 50, reference_error=0.0)[-1].phase is Phase.FIRING
+
+
+def test_recovery_is_seen_as_soon_as_the_decline_was() -> None:
+    states = weighed(*[0.2] * 30, *[0.0] * 30)
+    assert states[29].phase is Phase.FIRING
+    assert states[-1].phase is Phase.INACTIVE
+    assert states[-1].amiss_since is None
+
+
+def test_evidence_knows_when_it_began() -> None:
+    states = weighed(0.0, 0.0, 0.1, 0.1)
+    assert states[-1].amiss_since == at(1)  # the end of the last window that was fine
+
+
+@given(st.lists(st.floats(-0.2, 0.3), max_size=20), st.integers(0, 20))
+def test_evidence_survives_a_restart_at_any_window(values: list[float], restart: int) -> None:
+    whole = weighed(*values)
+    state = RuleState()
+    for n, value in enumerate(values):
+        if n == restart:
+            state = RuleState.from_json(state.to_json())
+        state, _ = step(EVIDENCE, state, judge(EVIDENCE, [dropped(value)]), at(n))
+    assert not whole or state == whole[-1]

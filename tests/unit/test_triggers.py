@@ -11,7 +11,7 @@ from monitor.triggers import Cause, JobHistory, Suppressed, SuppressReason, Trig
 from retrain.request import RetrainRequest, TriggerKind
 from tests.builders import HOUR, MINUTE, NOW
 
-POLICY = TriggerPolicy(enabled=True, cooldown=HOUR, max_per_day=4, stop_after_rejected=3)
+POLICY = TriggerPolicy(enabled=True, cooldown=HOUR, max_per_day=4, pace=7, follow_up=True, stop_after_rejected=3)
 RULE = Cause("fraud", TriggerKind.RULE, "1/drop/2026", "rule drop fires", {"value": 0.1}, version="1")
 FREE = JobHistory()
 R = SuppressReason
@@ -28,6 +28,7 @@ R = SuppressReason
         (POLICY, JobHistory(rejected_in_a_row=1), R.AWAITING_NEW_DATA, "1 more window(s) first"),
         (POLICY, JobHistory(rejected_in_a_row=2, windows_since_last=1), R.AWAITING_NEW_DATA, "1 more window(s)"),
         (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
+        (POLICY, JobHistory(windows_ago=(1, 9, 20, 27)), R.PACE, "4 jobs in the last 28 windows, retrain.pace = 7"),
     ],
 )
 def test_suppressed_with_its_reason(

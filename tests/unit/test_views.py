@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from monitor.history import History
 from monitor.judging import judge_windows
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger, Round
+from monitor.measurement import Measure
 from monitor.measurement_table import windows_in
 from monitor.plan import plans
+from monitor.rules import Rule
+from monitor.web.estimates import in_words
 from monitor.web.page import render
+from monitor.web.series import newest_p_value
 from monitor.web.views import Views, days_of
 from retrain.states import JobState
 from retrain.store import Store, open_store
@@ -95,13 +100,130 @@ def test_columns_of_a_model_are_as_long_as_its_windows(world: World) -> None:
     assert count == 30
     assert windows["end"] == sorted(windows["end"])
     for name, column in windows.items():
-        columns = [c for m in column.values() for c in m.values()] if name == "performance" else [column]
+        columns = [c for m in column.values() for c in m.values()] if isinstance(column, dict) else [column]
         assert all(len(c) == count for c in columns), name
 
 
 def test_limit_is_drawn_where_the_rule_breaches(world: World) -> None:
     windows = world.model("calm")["windows"]
     assert windows["limit"] == pytest.approx([0.80] * 30)  # the reference's 0.85 less the rule's 0.05
+
+
+def test_calibrated_rule_says_auto_instead_of_a_number_and_has_no_limit(world: World) -> None:
+    document = made.configuration(world.folder, ["auto"]) | {"http": {"port": 0}}
+    document["models"]["auto"] = {k: v for k, v in document["models"]["auto"].items() if k != "rules"}
+    world.loaded = from_dict(document)
+    made.measure_windows(world.lake, "auto", 6, bad_since=2, unlabelled=1)
+    model = world.model("auto")
+    drop, drift = model["rules"]
+    assert (drop["auto"], drop["for_auto"], drop["above"], drop["below"]) == (True, True, None, None)
+    assert (drift["auto"], drift["for_auto"], drift["for"]) == (True, False, "3 of 4 windows")
+    assert drop["p_value"] < 1e-6  # of the newest window with labels
+    assert drift["p_value"] < 1e-6
+    assert model["windows"]["limit"] == [None] * 6
+
+
+def test_rule_with_a_number_says_so(world: World) -> None:
+    drop, share = world.model("calm")["rules"]
+    assert (drop["auto"], drop["for_auto"], drop["above"], drop["significant"]) == (False, False, 0.05, False)
+    assert 0 < drop["p_value"] < 1
+    assert share["p_value"] is None  # what chance gives is not known of a share of features
+
+
+def test_p_value_of_a_rule_is_that_of_its_own_feature() -> None:
+    at = datetime(2025, 1, 1, tzinfo=UTC)
+    rows = [
+        {"measure": "feature_drift", "feature": f, "metric": "", "segment": "", "kind": "drift", "final": True,
+         "window_end": at + n * made.SIZE, "p_value": p}
+        for n, f, p in ((0, "a", 1e-9), (1, "a", 0.2), (1, "b", 0.01), (1, "c", None))
+    ]  # fmt: skip
+    frame = pl.DataFrame(rows)
+    every = Rule("drifts", Measure.FEATURE_DRIFT, calibrated=True)
+    assert newest_p_value(every, frame) == 0.01
+    assert newest_p_value(replace(every, feature="a"), frame) == 0.2
+    assert newest_p_value(replace(every, feature="c"), frame) is None
+    assert newest_p_value(every, frame.with_columns(kind=pl.lit("performance"), final=pl.lit(False))) is None
+    assert newest_p_value(every, pl.DataFrame()) is None
+
+
+def test_estimate_goes_on_where_labels_have_not_come(world: World) -> None:
+    made.measure_windows(world.lake, "empty", 10, unlabelled=4)
+    windows = world.model("empty")["windows"]
+    realized, estimated = (windows[name]["balanced_accuracy"] for name in ("performance", "estimated"))
+    assert [v is None for v in realized["value"]] == [False] * 6 + [True] * 4
+    assert all(
+        low < v < high for v, low, high in zip(estimated["value"], estimated["lower"], estimated["upper"], strict=True)
+    )
+    errors = windows["estimation_error"]["balanced_accuracy"]["value"]
+    assert errors[:6] == pytest.approx(
+        [e - r for e, r in zip(estimated["value"][:6], realized["value"][:6], strict=True)]
+    )
+    assert errors[6:] == [None] * 4
+
+
+def test_newest_estimation_error_is_told_in_words(world: World) -> None:
+    made.measure_windows(world.lake, "empty", 10, bad_since=6, unlabelled=4)
+    model = world.model("empty")
+    found = model["estimation"]
+    assert datetime.fromisoformat(found["window_end"]).timestamp() == model["windows"]["end"][-5]
+    assert (found["outside"], found["final"], found["version"]) == (True, True, "1")
+    assert 0 < found["lower"] < found["value"] < found["upper"]
+    assert found["text"].startswith("turned out 0.1")
+    assert world.model("calm")["estimation"]["outside"] is False
+
+
+def test_without_labels_there_is_no_estimation_error(world: World) -> None:
+    assert world.model("empty")["estimation"] is None
+    made.measure_windows(world.lake, "empty", 3, unlabelled=3)
+    assert world.model("empty")["estimation"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "outside", "says"),
+    [
+        (0.0412, True, "turned out 0.041 worse than estimated: outside the estimate's interval, what inputs mean may "
+         "have changed"),
+        (-0.02, False, "turned out 0.02 better than estimated: within the estimate's interval"),
+        (0.0, False, "turned out as estimated: within the estimate's interval"),
+    ],
+)  # fmt: skip
+def test_estimation_error_in_words(value: float, outside: bool, says: str) -> None:
+    assert in_words(value, outside=outside) == says
+
+
+def test_windows_measured_before_estimates_were_made_are_shown(world: World) -> None:
+    lazy = world.lake.scan(Table.MEASUREMENTS, "hurt")
+    assert lazy is not None
+    new = ["estimated_performance", "estimated_drop", "estimation_error", "drift_impact"]
+    old = lazy.filter(~pl.col("measure").is_in(new)).drop("p_value", "standard_error", "reference_error").collect()
+    made.append(world.lake, "empty", old)
+    model = world.model("empty")
+    assert model["estimation"] is None
+    assert model["windows"]["estimated"]["balanced_accuracy"]["value"] == [None] * 30
+    assert {f["impact"] for f in model["features"]} == {f["p_value"] for f in model["features"]} == {None}
+    assert [f["drifted"] for f in model["features"]] == sorted((f["drifted"] for f in model["features"]), reverse=True)
+
+
+def test_features_are_by_impact_where_it_is_known(world: World) -> None:
+    features = world.model("hurt")["features"]
+    impacts = [f["impact"] for f in features]
+    assert impacts == sorted(impacts, reverse=True)
+    strongest = max(features, key=lambda f: f["value"])
+    assert features[0]["feature"] == "number_4"  # drifted like others, and worth most to the model
+    assert features[0]["p_value"] < 1e-6
+    assert strongest["statistic"] == "distance"
+
+
+def test_feature_that_drifts_by_its_missing_values_says_so(world: World) -> None:
+    gone = next(f for f in world.model("hurt")["features"] if f["feature"] == "number_3")
+    assert gone["drifted"]
+    assert gone["value"] < gone["threshold"]
+    assert gone["reason"] == "missing in 35% of the rows, 1% in the reference"
+    made.predictions(world.lake, "hurt")
+    shown = world.views.features("hurt", "1", made.newest_end())["features"]["number_3"]
+    assert {k: shown[k] for k in ("reason", "p_value", "impact", "missing")} == {
+        "reason": gone["reason"], "p_value": gone["p_value"], "impact": gone["impact"], "missing": 0.35
+    }  # fmt: skip
 
 
 def test_features_are_worst_first_with_their_history(world: World) -> None:
@@ -194,7 +316,7 @@ def test_distributions_stand_beside_the_reference(world: World) -> None:
     found = world.views.features("calm", "1", made.newest_end())
     assert (found["rows"], found["reference_rows"]) == (500, 200)
     number, category = found["features"]["number_0"], found["features"]["channel"]
-    assert (number["method"], number["p_value"], number["missing"]) == ("wasserstein", False, 0.01)
+    assert (number["method"], number["statistic"], number["missing"]) == ("wasserstein", "distance", 0.01)
     assert len(number["edges"]) == len(number["window"]) + 1
     assert sum(number["window"]) == pytest.approx(1)
     assert sum(number["reference"]) == pytest.approx(1)

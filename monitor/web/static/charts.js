@@ -5,7 +5,7 @@ const sync = uPlot.sync("model");
 const utc = (ts) => uPlot.tzDate(new Date(ts * 1e3), "Etc/UTC");
 const AXIS = 56;
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export const MARKS = {
   retrain_requested: ["--measured", "retrain requested"],
@@ -103,13 +103,14 @@ export function lines(element, { height, x, from, to, series, format, marks = []
     { label: "window end", value: (u, v) => (v === null ? "–" : new Date(1e3 * v).toISOString().slice(0, 16).replace("T", " ")) },
     ...series.map((s) => ({
       label: s.label,
+      class: s.unlisted ? "unlisted" : undefined,
       stroke: s.hidden ? "transparent" : colour(s.colour),
       fill: s.fill ? colour(s.fill) : undefined,
       width: s.hidden ? 0 : 1.75,
       dash: s.dash,
       spanGaps: s.gaps ?? false,
       points: { show: !s.dash && !s.hidden && x.length < 200, size: 5 },
-      value: (u, v) => (v === null || v === undefined ? "–" : format(v)),
+      value: (u, v, at, i) => (v === null || v === undefined ? "–" : s.readout ? s.readout(v, i) : format(v)),
     })),
   ];
   return new uPlot(options, [x, ...series.map((s) => s.values)], element);
@@ -173,7 +174,7 @@ export function heat(element, { features, ...common }) {
     const { drifted_history: drifted } = features[i];
     x.forEach((end, n) => {
       if (drifted[n] === null || drifted[n] === undefined) return;
-      const opacity = drifted[n] ? 0.35 + 0.5 * Math.min(1, strength(features[i], n)) : 0.1;
+      const opacity = drifted[n] ? 0.35 + 0.5 * Math.max(0, Math.min(1, strength(features[i], n))) : 0.1;
       fill(end - step, end, drifted[n] ? "--firing" : "--ok", opacity, 0.05);
     });
   });
@@ -182,5 +183,5 @@ export function heat(element, { features, ...common }) {
 function strength(feature, n) {
   const value = feature.history[n], threshold = feature.threshold;
   if (value === null || !threshold) return 1;
-  return feature.p_value ? 1 - value / threshold : (value / threshold - 1) / 4;
+  return feature.statistic === "p_value" ? 1 - value / threshold : (value / threshold - 1) / 4;
 }

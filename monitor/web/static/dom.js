@@ -30,6 +30,13 @@ export function number(value, digits = 3) {
 
 export const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 1)} %`);
 
+// A p-value as people say it: how often chance alone gives such a window.
+export function odds(chance) {
+  if (chance === null || chance === undefined) return "–";
+  if (chance >= 0.05) return `${Math.round(100 * chance)} % of windows`;
+  return chance < 1e-6 ? "< 1 in a million" : `1 in ${number(1 / chance, 0)} windows`;
+}
+
 export function clock(time) {
   if (!time) return "–";
   const at = typeof time === "number" ? new Date(1000 * time) : new Date(time);

@@ -1,9 +1,9 @@
 // One model: charts over time, features of one window, decisions, jobs.
 import { ask } from "./actions.js";
-import { heat, lines, MARKS, phases } from "./charts.js";
-import { ago, clock, get, h, number, percent, pill, shares, spark } from "./dom.js";
+import { colour, heat, lines, MARKS, phases } from "./charts.js";
+import { ago, clock, get, h, number, odds, percent, pill, shares, spark } from "./dom.js";
 
-const EVERY = 10_000, SHOWN = 20;
+const EVERY = 10_000, SHOWN = 20, ESTIMATE = "estimate, without labels";
 const RANGES = [1, 7, 30];
 const share = { format: (v) => percent(v), range: [0, 1] }, score = { format: (v) => number(v) }, seconds = { format: (v) => `${number(v)} s` };
 const SECOND = {
@@ -108,15 +108,18 @@ class ModelPage {
     const holders = { performance: h("div", { class: "chart" }), second: h("div", { class: "chart" }), rules: h("div", { class: "chart" }), heat: h("div", { class: "chart" }) };
     const titled = (title, key, element) => [h("h2", {}, title), key ? h("div", { class: "legend" }, key) : "", element];
     const key = (style, kind, text) => h("span", {}, h("i", { class: kind, style }), text);
-    const marks = data.marks;
+    const marks = data.marks, known = (values) => values?.some((v) => v !== null);
+    const limited = known(w.limit), estimated = known(w.estimated[data.metric]?.value);
     const kinds = [...new Set(marks.map((m) => m.kind))].filter((k) => MARKS[k]);
     const legend = [
-      key("border-color: var(--measured)", "", data.metric), key("border-color: var(--pending)", "", "provisional: labels still come"), key("", "band", "95 % interval"), key("border-color: var(--firing)", "dashed", "rule's limit"),
+      key("border-color: var(--measured)", "", data.metric), key("border-color: var(--pending)", "", "provisional: labels still come"), key("", "band", "95 % interval"),
+      estimated ? key("border-color: var(--estimate)", "dashed", ESTIMATE) : "",
+      limited ? key("border-color: var(--firing)", "dashed", "rule's limit") : "",
       ...kinds.map((k) => key(`border-color: var(${MARKS[k][0]})`, k === "promoted" ? "" : "dashed", MARKS[k][1])),
     ];
     keepFocus(box, [
       head, h("p", {}, choice),
-      titled(`Performance: ${data.metric}`, legend, holders.performance),
+      titled(`Performance: ${data.metric}`, legend, holders.performance), estimation(data.estimation),
       h("h2", {}, SECOND[this.second].title),
       h("p", {}, h("span", { class: "choice", role: "group", "aria-label": "What is drawn" }, Object.entries(SECOND).map(([name, s]) =>
         h("button", { "aria-pressed": String(name === this.second), onclick: () => { this.second = name; this.drawCharts(); } }, s.short)))),
@@ -126,24 +129,14 @@ class ModelPage {
     ]);
     const [from, to] = span(w.end, data.window_seconds);
     const common = { x: w.end, from, to, marks, picked: () => this.at(), onPick: (i) => this.pick(i) };
-    const perf = w.performance[data.metric];
-    this.plots.push(lines(holders.performance, {
-      ...common, height: 230, format: (v) => number(v), bands: [{ series: [4, 3], fill: getComputedStyle(document.documentElement).getPropertyValue("--band").trim() }],
-      series: [
-        { label: data.metric, values: perf.value, colour: "--measured", gaps: true },
-        { label: "provisional", values: perf.value.map((v, i) => (w.final[i] === false ? v : null)), colour: "--pending" },
-        { label: "lower", values: perf.lower, hidden: true, gaps: true },
-        { label: "upper", values: perf.upper, hidden: true, gaps: true },
-        { label: "limit", values: w.limit, colour: "--firing", dash: [6, 4], gaps: true },
-      ],
-    }));
+    this.plots.push(lines(holders.performance, { ...common, height: 230, format: (v) => number(v), ...performance(w, data.metric, estimated, limited) }));
     const second = SECOND[this.second], rule = data.rules.find((r) => r.measure === second.measure && !r.subject);
     const limit = rule?.above ?? rule?.below ?? null;
     this.plots.push(lines(holders.second, {
       ...common, height: 150, format: second.format, range: second.range,
       series: [
         { label: second.short, values: w[this.second], colour: "--measured", gaps: true },
-        { label: "rule's limit", values: w.end.map(() => limit), colour: "--firing", dash: [6, 4] },
+        ...(limit === null ? [] : [{ label: "rule's limit", values: w.end.map(() => limit), colour: "--firing", dash: [6, 4] }]),
       ],
     }));
     if (data.rules.length) this.plots.push(phases(holders.rules, { ...common, rules: data.rules }));
@@ -166,11 +159,11 @@ class ModelPage {
     const stamp = new Date(1e3 * end).toISOString().replace(/[-:]/g, "").slice(0, 15);
     const reports = data.reports.find((r) => r.name === `${version.replaceAll("/", "_")}-${stamp}`);
     const shown = this.all ? data.features : data.features.slice(0, SHOWN);
-    const head = h("tr", {}, ["feature", "drift against its threshold", "method", "over time", "window (filled) and reference (line)", "#missing", "#unseen or out of range"].map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))));
+    const head = h("tr", {}, ["feature", "drift against its threshold", "#by chance", "#impact", "over time", "window (filled) and reference (line)", "#missing", "#unseen or out of range"].map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))));
     const rows = shown.map((f) => this.featureRow(f));
     if (this.shapes?.prediction) rows.push(this.predictionRow(this.shapes.prediction));
     keepFocus(box, [
-      h("h2", {}, "Features ", h("small", {}, `window that ended ${clock(end)}, version ${version}${this.picked === null ? " (newest)" : ""}`)),
+      h("h2", {}, "Features ", h("small", {}, `window that ended ${clock(end)}, version ${version}${this.picked === null ? " (newest)" : ""} · most ${data.features.some((f) => f.impact !== null) ? "impact (drift × importance to the model)" : "drift"} first`)),
       h("div", { class: "toolbar" },
         h("button", { onclick: step(-1), disabled: at === 0 }, "Earlier window"),
         h("button", { onclick: step(1), disabled: at === w.end.length - 1 }, "Later window"),
@@ -195,15 +188,17 @@ class ModelPage {
   // Numbers are those of the window that is looked at; until they have come, those of the newest.
   featureRow(listed) {
     const shape = this.shapes?.features[listed.feature], f = shape ?? (this.picked === null ? listed : {});
-    const { value = null, threshold = null, drifted = false } = f;
-    const beyond = value === null || !threshold ? 0 : f.p_value ? threshold / Math.max(value, 1e-12) : value / threshold;
-    const about = threshold ? `threshold ${number(threshold)}${f.p_value ? ", drifted below it" : ""}` : "";
-    const gauge = h("span", { class: `gauge ${drifted ? "breach" : ""}`, title: about }, h("b", { style: `width: ${Math.min(100, 50 * beyond)}%` }), threshold ? h("s", { style: "left: 50%" }) : "");
+    const { value = null, threshold = null, drifted = false } = f, below = f.statistic === "p_value";
+    const beyond = value === null || !threshold ? 0 : below ? threshold / Math.max(value, 1e-12) : value / threshold;
+    const about = threshold ? `threshold ${number(threshold)}${below ? ", drifted below it" : ""}` : "";
+    const unlike = drifted && value !== null && f.reason, breach = drifted && !unlike; // by its missing values, not by those that are left
+    const gauge = h("span", { class: `gauge ${breach ? "breach" : ""}`, title: about }, h("b", { style: `width: ${Math.min(100, 50 * beyond)}%` }), threshold ? h("s", { style: "left: 50%" }) : "");
     const odd = [f.unseen, f.out_of_range].filter((v) => v !== null && v !== undefined);
     return h("tr", {},
       h("td", {}, listed.feature),
-      h("td", { class: "tight numbers" }, gauge, " ", h("span", { class: drifted ? "breach" : "" }, value === null ? f.reason || "–" : number(value), drifted ? " drifted" : "")),
-      h("td", { class: "soft tight" }, f.method || "–"),
+      h("td", { class: "numbers" }, h("div", { class: "drift" }, gauge, " ", h("span", { class: breach ? "breach" : "" }, value === null ? f.reason || "–" : number(value), breach ? " drifted" : "")), h("div", { class: "soft" }, f.method || "", unlike ? [" · ", h("span", { class: "breach" }, `drifted: ${f.reason}`)] : "")),
+      h("td", { class: "number" }, odds(f.p_value)),
+      h("td", { class: "number" }, f.impact === null || f.impact === undefined ? "–" : f.impact.toFixed(2)),
       h("td", {}, spark(listed.history ?? [], 110, 26)),
       h("td", { style: "width: 232px; height: 56px" }, shape ? shares(shape) : ""),
       h("td", { class: "number" }, percent(f.missing)),
@@ -212,14 +207,15 @@ class ModelPage {
 
   predictionRow(shape) {
     const none = () => h("td", { class: "number" }, "–");
-    return h("tr", {}, h("td", {}, "prediction"), none(), none(), h("td", {}, spark(this.data.windows.prediction_drift, 110, 26)),
+    return h("tr", {}, h("td", {}, "prediction"), none(), none(), none(), h("td", {}, spark(this.data.windows.prediction_drift, 110, 26)),
       h("td", { style: "width: 232px; height: 56px" }, shares(shape)), none(), none());
   }
 
   drawRules() {
-    const limit = (r) => (r.above !== null ? `above ${number(r.above)}` : r.below !== null ? `below ${number(r.below)}` : "its method's threshold");
-    const rows = this.data.rules.map((r) => h("tr", {}, h("td", {}, pill(r.phase)), h("td", {}, r.rule), h("td", {}, [r.measure.replaceAll("_", " "), r.subject, limit(r)].filter(Boolean).join(" ")), h("td", {}, r.for), h("td", {}, r.severity), h("td", {}, r.action), h("td", { class: "soft" }, r.reason)));
-    keepFocus(this.parts.rules, [h("h2", {}, "Rules"), rows.length ? plain(["phase", "rule", "breaches when", "for", "severity", "action", "last judged"], rows) : h("p", { class: "empty" }, "This model has no rules.")]);
+    const beyond = (r) => (r.auto ? "above auto" : r.above !== null ? `above ${number(r.above)}` : r.below !== null ? `below ${number(r.below)}` : "its method's threshold");
+    const limit = (r) => `${beyond(r)}${r.significant ? ", beyond chance" : ""}`;
+    const rows = this.data.rules.map((r) => h("tr", {}, h("td", {}, pill(r.phase)), h("td", {}, r.rule), h("td", {}, [r.measure.replaceAll("_", " "), r.subject, limit(r)].filter(Boolean).join(" ")), h("td", {}, r.for_auto ? `auto: ${r.for}` : r.for), h("td", { class: "number" }, odds(r.p_value)), h("td", {}, r.severity), h("td", {}, r.action), h("td", { class: "soft" }, r.reason)));
+    keepFocus(this.parts.rules, [h("h2", {}, "Rules"), rows.length ? plain(["phase", "rule", "breaches when", "for", "#newest, by chance", "severity", "action", "last judged"], rows) : h("p", { class: "empty" }, "This model has no rules.")]);
   }
 
   drawSegments() {
@@ -256,6 +252,37 @@ class ModelPage {
         h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : ""),
         plain(["at", "state", "by", ""], steps)));
   }
+}
+
+// What the performance chart draws: from labels, and without them what the estimate says.
+function performance(w, metric, estimated, limited) {
+  const measured = w.performance[metric], estimate = w.estimated[metric], { value } = measured;
+  const unlabelled = (values) => values.map((v, i) => (value[i] === null ? v : null));
+  const around = ({ lower, upper }) => (v, i) => `${number(v)}${lower[i] === null ? "" : ` (${number(lower[i])} to ${number(upper[i])})`}`;
+  const series = [
+    { label: metric, values: value, colour: "--measured", gaps: true, readout: around(measured) },
+    { label: "provisional", values: value.map((v, i) => (w.final[i] === false ? v : null)), colour: "--pending" },
+    { label: "lower", values: measured.lower, hidden: true, unlisted: true, gaps: true },
+    { label: "upper", values: measured.upper, hidden: true, unlisted: true, gaps: true },
+  ];
+  const bands = [{ series: [4, 3], fill: colour("--band") }];
+  if (estimated) {
+    series.push(
+      { label: ESTIMATE, values: estimate.value, colour: "--estimate", dash: [5, 4], gaps: true, readout: around(estimate) },
+      { label: "estimate, lower", values: unlabelled(estimate.lower), hidden: true, unlisted: true },
+      { label: "estimate, upper", values: unlabelled(estimate.upper), hidden: true, unlisted: true },
+    );
+    bands.push({ series: [7, 6], fill: colour("--estimate-band") });
+  }
+  if (limited) series.push({ label: "limit", values: w.limit, colour: "--firing", dash: [6, 4], gaps: true });
+  return { series, bands };
+}
+
+// How the newest estimate turned out once its labels came.
+function estimation(found) {
+  if (!found) return "";
+  const soFar = found.final ? "" : ", so far";
+  return h("p", { class: "soft estimation" }, `Window that ended ${clock(found.window_end)}, version ${found.version}${soFar}: `, h("span", { class: found.outside ? "pending" : "" }, found.text), ".");
 }
 
 const plain = (heads, rows) => h("div", { class: "table-box" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col", class: t.startsWith("#") ? "number" : null }, t.replace("#", ""))))), h("tbody", {}, rows)));

@@ -1,0 +1,358 @@
+"""From what was asked on the command line to a document: history, configurations side by side, policies.
+
+Invariant: writes nothing but below the folder it is given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from monitor.backtest.closed_loop import (
+    PolicyResult,
+    Serving,
+    Trainings,
+    Version,
+    first_version,
+    result_of,
+    run_plain,
+)
+from monitor.backtest.document import document
+from monitor.backtest.history import History, from_events, from_lake, from_table
+from monitor.backtest.replay import RecordedRows, Replay, Replayed
+from monitor.config import LoadedConfig, from_dict, load
+from monitor.demo.world import World, WorldError, recorded
+from monitor.errors import ConfigError
+from monitor.events import Limits
+from monitor.explain import hint
+from monitor.lake import Lake
+from monitor.plan import ModelPlan, plans
+from monitor.triggers import JobHistory
+from retrain.schema import Task
+
+WINDOWS = 100
+"""Windows that a table without times is cut into."""
+WINDOW_ROWS = (50, 1000)
+Progress = Callable[[str, int, int], None]
+"""What is going on, rows done, rows in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for. One of `stream`, `events`, or neither (the lake of the configuration)."""
+
+    configs: tuple[Path, ...] = ()
+    stream: Path | None = None
+    target: str | None = None
+    drop: tuple[str, ...] = ()
+    events: Path | None = None
+    since: str | None = None
+    until: str | None = None
+    model: str | None = None
+    train_share: float = 0.1
+    window_rows: int | None = None
+    label_delay: int | None = None
+    changes: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    closed_loop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One configuration to try: its name, what was swept in it, and the plan of the model."""
+
+    name: str
+    swept: Mapping[str, Any]
+    plan: ModelPlan
+
+
+@dataclass(slots=True)
+class Found:
+    """A document, and what it was made of."""
+
+    document: dict[str, Any]
+    history: History
+    settings: list[Setting]
+    policies: list[PolicyResult] = field(default_factory=list)
+
+
+def backtest(options: Options, folder: Path, progress: Progress) -> Found:
+    """Replay history through every configuration. Raises ConfigError for what cannot be used."""
+    if options.stream is not None:
+        settings, history = of_table(options, folder)
+    else:
+        settings, history = _of_config(options, folder)
+    changes = _changes(options.changes, history, settings[0].plan)
+    closed = options.closed_loop or history.training is not None
+    policies: list[PolicyResult] = []
+    runs: list[tuple[str, Mapping[str, Any], ModelPlan, Replayed]] = []
+    if closed:
+        policies, runs = _closed(settings, history, progress, compare=options.closed_loop)
+    else:
+        measured: dict[Any, Any] = {}
+        for setting in settings:
+            shared = measured if _measures_alike(settings) else None
+            found = _replayed(setting, history, progress, shared, warm_again=options.since is None)
+            runs.append((setting.name, setting.swept, setting.plan, found))
+    return Found(document(history, settings[0].plan, runs, changes, policies), history, settings, policies)
+
+
+def _replayed(
+    setting: Setting, history: History, progress: Progress, shared: dict[Any, Any] | None, *, warm_again: bool
+) -> Replayed:
+    rows = RecordedRows(history, setting.plan, warm_again=warm_again)
+    asked: list[datetime] = []
+
+    def job_history(_model: str, _since: datetime | None, now: datetime) -> JobHistory:
+        """Of jobs that are only imagined: each ends at once and leaves everything as it is."""
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return JobHistory(last_ended_at=asked[-1] if asked else None, started_today=sum(at >= midnight for at in asked))
+
+    replay = Replay(setting.plan, history, rows, job_history, lambda _request, at: asked.append(at), shared)
+    seen = 0
+
+    def on_window(count: int) -> None:
+        nonlocal seen
+        seen += count
+        progress(setting.name, seen, history.rows)
+
+    return replay.run(on_window)
+
+
+def _measures_alike(settings: Sequence[Setting]) -> bool:
+    """Whether the configurations differ in rules and triggers alone: then windows are measured once."""
+    first = settings[0].plan
+    return all(
+        (s.plan.settings, s.plan.windows, s.plan.warmup_windows, s.plan.reference)
+        == (first.settings, first.windows, first.warmup_windows, first.reference)
+        for s in settings
+    )
+
+
+# -- the loop closed
+
+
+def _closed(
+    settings: Sequence[Setting], history: History, progress: Progress, *, compare: bool
+) -> tuple[list[PolicyResult], list[tuple[str, Mapping[str, Any], ModelPlan, Replayed]]]:
+    if history.training is None:
+        raise ConfigError(["--closed-loop trains a first model: give a table (--stream) with rows before the stream"])
+    plan = settings[0].plan
+    trainings = Trainings(plan)
+    progress("training the first model", 0, history.rows)
+    first = first_version(plan, history, trainings)
+    policies, runs = [], []
+    for setting in settings:
+        mine = trainings if setting.plan.retrain == plan.retrain else Trainings(setting.plan)
+        result = run_driftd(setting, history, mine, first, progress, act=compare)
+        assert result.replayed is not None
+        runs.append((setting.name, setting.swept, setting.plan, result.replayed))
+        policies.append(result)
+    return (policies + _plain(plan, history, trainings, first, policies, progress) if compare else []), runs
+
+
+def run_driftd(
+    setting: Setting, history: History, trainings: Trainings, first: Version, progress: Progress, *, act: bool = True
+) -> PolicyResult:
+    """driftd over the stream; without `act` its requests are noted and nothing is trained."""
+    serving = Serving(setting.plan, history, trainings, first)
+    on_request = serving.retrain if act else serving.note
+    replay = Replay(setting.plan, history, serving, serving.job_history, on_request)
+    seen = 0
+
+    def on_window(count: int) -> None:
+        nonlocal seen
+        seen += count
+        progress(setting.name, seen, history.rows)
+
+    return result_of(setting.name, serving, setting.plan.metrics[0], replay.run(on_window))
+
+
+def _plain(
+    plan: ModelPlan,
+    history: History,
+    trainings: Trainings,
+    first: Version,
+    driftd: Sequence[PolicyResult],
+    progress: Progress,
+) -> list[PolicyResult]:
+    """Never, at every window, and every k windows with as many trainings as the first configuration."""
+    windows, metric = len(list(history.windows(plan.windows.size))), plan.metrics[0]
+
+    def plain(name: str, wanted: Callable[[int], bool]) -> PolicyResult:
+        def watched(n: int) -> bool:
+            progress(name, (n + 1) * history.rows // windows, history.rows)
+            return wanted(n)
+
+        return run_plain(name, Serving(plan, history, trainings, first), metric, watched)
+
+    found = [plain("never", lambda _n: False)]
+    if driftd[0].trainings:
+        every = windows / (driftd[0].trainings + 1)
+        at = {round(every * n) - 1 for n in range(1, driftd[0].trainings + 1)}
+        found.append(plain(f"every {every:.3g} windows", lambda n: n in at))
+    return [*found, plain("every window", lambda _n: True)]
+
+
+# -- what is replayed, and how it is configured
+
+
+def of_table(options: Options, folder: Path) -> tuple[list[Setting], History]:
+    """Settings and history of `options.stream`. Raises ConfigError for a table that cannot be used."""
+    assert options.stream is not None and options.target is not None
+    try:
+        world = recorded(options.stream, options.target, options.drop)
+    except (WorldError, OSError) as exc:
+        raise ConfigError([str(exc)]) from exc
+    rows = world.frame.height
+    window_rows = options.window_rows or max(WINDOW_ROWS[0], min(WINDOW_ROWS[1], rows // WINDOWS))
+    first_row = int(rows * options.train_share)
+    if rows - first_row < 3 * window_rows:
+        raise ConfigError(
+            [f"{rows - first_row} rows are left after training, fewer than 3 windows of {window_rows}: "
+             "lower --window-rows or --train-share"]
+        )  # fmt: skip
+    documents = [(path.name, _document(path)) for path in options.configs] or [("defaults", {})]
+    settings = []
+    for name, text in documents:
+        base = _table_document(world, window_rows, text, options.model)
+        settings += list(_swept(name, base, world.schema.model, options.sweep, Path()))
+    size = settings[0].plan.windows.size
+    if any(s.plan.windows.size != size for s in settings):
+        raise ConfigError(["configurations that are compared on a table need the same windows.size"])
+    delay = options.label_delay if options.label_delay is not None else window_rows // 3
+    return settings, from_table(world, first_row, window_rows, delay, size, folder)
+
+
+def _table_document(world: World, window_rows: int, given: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """A configuration for the table's columns; of a given one, the model's windows, rules, drift and retrain hold."""
+    schema = world.schema
+    section: dict[str, Any] = {
+        "task": schema.task.value,
+        "features": {f.name: f.kind.value for f in schema.features},
+    }
+    if schema.task is not Task.REGRESSION:
+        section["classes"] = list(schema.classes)
+    if schema.positive:
+        section["positive"] = schema.positive
+    models = given.get("models", {})
+    if models:
+        name = model or (next(iter(models)) if len(models) == 1 else None)
+        if name not in models:
+            known = ", ".join(sorted(models))
+            raise ConfigError([f"--model: which of the models is meant: {known}{hint(str(model), models)}"])
+        kept = ("windows", "rules", "drift", "retrain", "metrics", "schedule", "new_labels")
+        section |= {key: value for key, value in models[name].items() if key in kept}
+    windows = dict(section.get("windows", {}))
+    windows.setdefault("min_rows", max(20, window_rows // 4))
+    return {"models": {schema.model: {**section, "windows": windows}}}
+
+
+def _of_config(options: Options, folder: Path) -> tuple[list[Setting], History]:
+    if not options.configs:
+        raise ConfigError(["give --config FILE, or a table with --stream and --target"])
+    first = load(options.configs[0])
+    model = _which(first, options.model)
+    settings = []
+    for path in options.configs:
+        settings += list(_swept(path.name, _document(path), model, options.sweep, path.parent))
+    lateness = first.config.models[model].windows.lateness
+    schema = first.schemas[model]
+    if options.events is not None:
+        source = first.config.source
+        limits = Limits(datetime.now(UTC), timedelta(days=36_500), source.max_future, source.max_bytes)
+        return settings, from_events(options.events, schema, limits, lateness, folder)
+    lake = Lake(first.config.lake_uri, first.config.storage_options())
+    return settings, from_lake(lake, schema, options.since, options.until, lateness, folder)
+
+
+def _which(loaded: LoadedConfig, model: str | None) -> str:
+    if model is None and len(loaded.schemas) == 1:
+        return next(iter(loaded.schemas))
+    if model is None or model not in loaded.schemas:
+        known = ", ".join(sorted(loaded.schemas))
+        raise ConfigError([f"--model: which of the models is meant: {known}{hint(str(model), loaded.schemas)}"])
+    return model
+
+
+def _document(path: Path) -> dict[str, Any]:
+    load(path)  # says every mistake at once
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _swept(name: str, document: Mapping[str, Any], model: str, sweep: Sequence[str], base: Path) -> Iterator[Setting]:
+    """One setting per combination of the swept values. `rules.NAME.above=0.1,0.2` names a rule by its name."""
+    axes = [_axis(text) for text in sweep]
+    for values in itertools.product(*(options for _, options in axes)):
+        chosen = dict(zip((key for key, _ in axes), values, strict=True))
+        changed = _changed(document, model, chosen)
+        label = name + "".join(f" {key}={value}" for key, value in chosen.items())
+        plan = plans(from_dict(changed, name=name, base=base))[model]
+        yield Setting(label, chosen, plan)
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigError([f"--sweep {text}: must be KEY=VALUE,VALUE such as rules.performance_drop.above=0.1,0.2"])
+    return key.strip(), [_value(v.strip()) for v in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _changed(document: Mapping[str, Any], model: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the model's keys replaced; rules that are swept and not written out are the defaults'."""
+    from monitor.sections import DEFAULT_RULES
+
+    section = dict(document["models"][model])
+    for key, value in chosen.items():
+        path = key.split(".")
+        if path[0] == "rules":
+            if len(path) != 3:
+                raise ConfigError([f"--sweep {key}: must be rules.<name>.<key>"])
+            rules = [dict(r) for r in section.get("rules", DEFAULT_RULES[Task(section["task"])])]
+            rule = next((r for r in rules if r["name"] == path[1]), None)
+            if rule is None:
+                known = [r["name"] for r in rules]
+                raise ConfigError([f"--sweep {key}: no rule {path[1]!r}; there are {', '.join(known)}"])
+            rule[path[2]] = value
+            section["rules"] = rules
+            continue
+        table = section
+        for name in path[:-1]:
+            table[name] = dict(table.get(name, {}))
+            table = table[name]
+        table[path[-1]] = value
+    return {**document, "models": {**document["models"], model: section}}
+
+
+def _changes(given: Sequence[str], history: History, plan: ModelPlan) -> list[datetime]:
+    """True change points: times, or (tables) row numbers of the file."""
+    found = []
+    for text in given:
+        if text.isdigit():
+            if history.training is None:
+                raise ConfigError([f"--changes {text}: row numbers are for tables: give a time"])
+            row = int(text) - history.training_rows
+            if not 0 <= row < history.rows:
+                raise ConfigError([f"--changes {text}: the stream has rows {history.training_rows} and later"])
+            found.append(history.time_of(row))
+            continue
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError as exc:
+            raise ConfigError(
+                [f"--changes {text}: must be a time such as 2026-03-01T12:00:00Z or a row number"]
+            ) from exc
+        found.append(at if at.tzinfo else at.replace(tzinfo=UTC))
+    return sorted(found)

@@ -1,0 +1,191 @@
+"""Recorded history replayed: no label from the future, windows mature as the daemon's do, settings side by side."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.backtest.closed_loop import Serving, Trainings, first_version
+from monitor.backtest.document import FORMAT
+from monitor.backtest.history import History
+from monitor.backtest.page import render
+from monitor.backtest.replay import Replay
+from monitor.backtest.run import Options, backtest, of_table
+from monitor.config import from_dict
+from monitor.errors import ConfigError
+from monitor.measurement import WindowKey
+from monitor.plan import plans
+from monitor.triggers import JobHistory
+from monitor.windows import Maturity, WindowState, advance
+from retrain.request import RetrainRequest, TriggerKind
+
+ROWS, CHANGE, WINDOW = 3000, 1500, 100
+
+
+def silent(_name: str, _done: int, _total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """At row 1,500 the answer turns round; the inputs stay as they are."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 3))
+    sign = np.where(np.arange(ROWS) < CHANGE, 1, -1)
+    label = np.where(rng.random(ROWS) < 1 / (1 + np.exp(-3 * sign * x[:, 0])), "yes", "no")
+    path = tmp_path_factory.mktemp("table") / "turning.csv"
+    pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "label": label}).write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    options = Options(
+        stream=table, target="label", window_rows=WINDOW, train_share=0.3, closed_loop=True, changes=(str(CHANGE),)
+    )
+    return backtest(options, tmp_path_factory.mktemp("work"), silent).document
+
+
+def test_closed_loop_learns_the_change_and_the_fixed_model_does_not(found: dict[str, Any]) -> None:
+    policies = {p["name"]: p for p in found["closed_loop"]["policies"]}
+    driftd, never, every = policies["defaults"], policies["never"], policies["every window"]
+    assert never["trainings"] == 0
+    assert never["share_of_the_way"] == 0.0
+    assert every["share_of_the_way"] == 1.0
+    assert every["trainings"] == len(found["closed_loop"]["window_ends"]) - 1
+    assert driftd["share_of_the_way"] > 0.5
+    assert driftd["trainings"] <= every["trainings"] / 3
+    assert any(name.startswith("every ") and name != "every window" for name in policies)
+
+
+def test_change_is_detected_and_nothing_before_it(found: dict[str, Any]) -> None:
+    detected = found["runs"][0]["detection"][0]["detected"]["performance_drop"]
+    assert 0 < detected["windows"] < 4
+    fired = [t for t in found["runs"][0]["transitions"] if t["after"] == "firing"]
+    assert min(t["at"] for t in fired) >= found["history"]["changes"][0]
+
+
+def test_reason_says_what_changed(found: dict[str, Any]) -> None:
+    first = found["runs"][0]["decisions"][0]
+    assert first["outcome"] == "requested"
+    assert "what they mean has changed (concept drift)" in first["cause"]
+
+
+def test_document_is_json_and_the_page_takes_it(found: dict[str, Any]) -> None:
+    assert found["format"] == FORMAT
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert "performance_drop" in render(found)
+
+
+def serving_of(table: Path, folder: Path, **options: Any) -> Serving:
+    given = Options(stream=table, target="label", window_rows=WINDOW, train_share=0.2, **options)
+    settings, history = of_table(given, folder)
+    trainings = Trainings(settings[0].plan)
+    return Serving(settings[0].plan, history, trainings, first_version(settings[0].plan, history, trainings))
+
+
+def test_no_job_knows_a_label_that_has_not_come(table: Path, tmp_path: Path) -> None:
+    serving = serving_of(table, tmp_path, label_delay=150)
+    at = serving.history.first + 10 * serving.plan.windows.size
+    serving.serve(at)
+    rows, _ = serving.labelled(at)
+    stream = rows.filter(pl.col("prediction_id").str.starts_with("p-"))
+    assert stream.height == 850 + 1  # ten windows less a window and a half; the row at that very time included
+    request = RetrainRequest("r", serving.plan.model, TriggerKind.MANUAL, "", {}, at)
+    serving.retrain(request, at)
+    assert serving.jobs[0].at == at
+
+
+def test_a_model_answers_only_rows_that_came_after_it(table: Path, tmp_path: Path) -> None:
+    serving = serving_of(table, tmp_path)
+    size = serving.plan.windows.size
+    at = serving.history.first + 3.5 * size
+    serving.replace_now(at)
+    frame = serving.window(serving.history.first + 3 * size, serving.history.first + 4 * size)
+    versions = frame.group_by("model_version").agg(pl.col("ts").min().alias("first"), pl.col("ts").max().alias("last"))
+    by = {row["model_version"]: row for row in versions.iter_rows(named=True)}
+    assert by["1"]["last"] < at <= by["2"]["first"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 400)), min_size=1, max_size=20),
+    st.sampled_from([0.5, 0.9, 1.0]),
+    st.integers(60, 300),
+)
+def test_window_matures_when_the_daemon_would_say_so(delays: list[int | None], coverage: float, longest: int) -> None:
+    """Minute by minute: the first at which the pure window says FINAL is the one that the replay computes."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    minute, size = timedelta(minutes=1), timedelta(hours=1)
+    model = {
+        "task": "regression", "features": {"x": "number"},
+        "windows": {"size": "1h", "lateness": "0s", "min_coverage": coverage, "max_delay": f"{longest}m"},
+    }  # fmt: skip
+    plan = plans(from_dict({"models": {"m": model}}))["m"]
+    end = start + size
+    rows = pl.DataFrame(
+        {"label": [None if d is None else 1.0 for d in delays],
+         "label_ts": [None if d is None else start + d * minute for d in delays]},
+        schema={"label": pl.Float64, "label_ts": pl.Datetime("us", "UTC")},
+    )  # fmt: skip
+    history = History("h", plan.schema, Path(), np.array([]), start + timedelta(days=2), 0)
+    replay = Replay(plan, history, None, lambda _m, _s, _n: JobHistory())  # type: ignore[arg-type]
+    found = replay.final_at(rows, end, end)
+    key = WindowKey("m", "1", start, end)
+    expected = next(
+        at
+        for at in (end + n * minute for n in range(1000))
+        if advance(
+            WindowState(key, len(delays), sum(d is not None and start + d * minute <= at for d in delays)),
+            at, plan.windows,
+        ).maturity is Maturity.FINAL
+    )  # fmt: skip
+    assert found == expected
+
+
+def test_settings_are_swept_side_by_side(table: Path, tmp_path: Path) -> None:
+    sweep = ("rules.performance_drop.above=0.05,0.9", "rules.performance_drop.for=1 of 1 windows")
+    options = Options(stream=table, target="label", window_rows=WINDOW, train_share=0.2, sweep=sweep)
+    runs = backtest(options, tmp_path, silent).document["runs"]
+    assert [r["settings"]["rules.performance_drop.above"] for r in runs] == [0.05, 0.9]
+    fired = [{rule["rule"]: rule["fired"] for rule in run["rules"]}["performance_drop"] for run in runs]
+    assert fired[0] >= 1
+    assert fired[1] == 0
+    assert runs[0]["retrains"]["requested"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sweep": ("rules.performance_drop.above",)}, "must be KEY=VALUE,VALUE"),
+        ({"sweep": ("rules.nothing.above=1",)}, "no rule 'nothing'; there are performance_drop, features_drift"),
+        ({"sweep": ("windows.size=0s",)}, "models.turning.windows.size"),
+        ({"changes": ("5",)}, "--changes 5: the stream has rows 600 and later"),
+        ({"changes": ("soon",)}, "must be a time such as"),
+        ({"window_rows": 2000}, "fewer than 3 windows of 2000"),
+        ({"target": "nothing"}, "has no column 'nothing'"),
+    ],
+)
+def test_mistakes_are_named(table: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    options = Options(**{"stream": table, "target": "label", "window_rows": WINDOW, "train_share": 0.2, **changes})
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        backtest(options, tmp_path, silent)
+
+
+def test_windows_of_a_history_with_gaps_are_those_that_hold_rows() -> None:
+    hour = timedelta(hours=1)
+    times = np.array(["2026-01-01T00:30", "2026-01-01T05:10", "2026-01-01T05:20"], dtype="datetime64[us]")
+    schema = plans(from_dict({"models": {"m": {"task": "regression", "features": {"x": "number"}}}}))["m"].schema
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    history = History("h", schema, Path(), times, begin + 6 * hour, 0)
+    assert list(history.windows(hour)) == [(begin, begin + hour), (begin + 5 * hour, begin + 6 * hour)]
+    cut = History("h", schema, Path(), times, begin + 5.5 * hour, 0)
+    assert list(cut.windows(hour)) == [(begin, begin + hour)]

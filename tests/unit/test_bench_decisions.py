@@ -1,0 +1,217 @@
+"""bench/decisions.py: adapters detect and forget, tables say what the results hold, quiet rows are seeded."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from bench import decisions
+from bench.decisions import DRIFTD, EVERY, NEVER, RECORDED, UNGATED, Quiet, quiet_rows, spread
+from bench.detectors import DETECTORS, Columns, ErrorDetector, Preset, Seen
+from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+
+SCHEMA = ModelSchema(
+    "m", Task.BINARY, (Feature("a", FeatureKind.NUMBER), Feature("b", FeatureKind.CATEGORY)), ("0", "1"), "1"
+)
+
+
+def seen(errors: np.ndarray, number: int = 0, **sides: pl.DataFrame) -> Seen:
+    return Seen(number, "1", sides.get("rows", pl.DataFrame()), sides.get("reference"), errors)
+
+
+def wrong(share: float, rows: int, seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).random(rows) < share).astype(float)
+
+
+@pytest.fixture
+def river() -> None:
+    pytest.importorskip("river", reason="river is installed by `make bench-decisions`")
+
+
+# -- detectors
+
+
+@pytest.mark.usefixtures("river")
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_asks_after_a_step_and_starts_anew_after_a_training(name: str) -> None:
+    detector = ErrorDetector(name)
+    assert not detector.asks(seen(wrong(0.05, 60, 1)))
+    assert detector.asks(seen(np.ones(2000)))
+    detector.reset()
+    assert not detector.asks(seen(np.ones(20))), "what came before the training is forgotten"
+
+
+@pytest.mark.usefixtures("river")
+def test_a_detector_sees_nothing_in_a_window_without_labels() -> None:
+    assert not ErrorDetector("ADWIN").asks(seen(np.array([])))
+
+
+def test_an_unknown_detector_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no detector 'EDDM'; there are ADWIN, DDM, KSWIN, PageHinkley"):
+        ErrorDetector("EDDM")
+
+
+# -- Evidently's preset
+
+
+def table(shift: float, category: str = "x", rows: int = 300) -> pl.DataFrame:
+    rng = np.random.default_rng(5)
+    return pl.DataFrame({"feature_a": rng.normal(shift, 1, rows), "feature_b": [category, "y", "z"] * (rows // 3)})
+
+
+def test_the_two_rules_of_the_preset_differ_in_how_many_columns_they_need() -> None:
+    columns = Columns(SCHEMA)
+    half, most, any_ = (Preset(columns, share, first="0") for share in (0.5, 0.6, None))
+    one = seen(np.array([]), rows=table(3.0), reference=table(0.0))  # window 0: held against Evidently's own report
+    assert [p.asks(one) for p in (half, most, any_)] == [True, False, True]
+    assert columns.checked == 3
+    none = seen(np.array([]), rows=table(0.0), reference=table(0.0))
+    assert [p.asks(none) for p in (half, most, any_)] == [False, False, False]
+
+
+def test_a_column_without_values_is_no_drifted_column() -> None:
+    rows = table(0.0).with_columns(feature_a=pl.lit(None, pl.Float64))
+    assert not Preset(Columns(SCHEMA), None, first="0").asks(seen(np.array([]), rows=rows, reference=table(0.0)))
+
+
+def test_a_version_without_reference_is_held_against_nothing() -> None:
+    assert not Preset(Columns(SCHEMA), None, first="0").asks(seen(np.array([]), rows=table(3.0)))
+
+
+# -- streams and policies
+
+
+def test_quiet_rows_are_the_same_for_a_seed_and_no_others() -> None:
+    stream = Quiet(4, 50, 3)
+    first = quiet_rows(stream, 0)
+    assert first.equals(quiet_rows(stream, 0))
+    assert not first.equals(quiet_rows(stream, 1))
+    assert first.shape == (2000 + 150, 5)
+    assert first["label"].n_unique() == 2
+
+
+def test_a_quiet_stream_has_the_windows_that_were_asked_for(tmp_path: Path) -> None:
+    stream = Quiet(3, 40, 7)
+    setting, history = decisions.opened_quiet(stream, 0, tmp_path)
+    windows = list(history.windows(setting.plan.windows.size))
+    assert (len(windows), history.training_rows, history.rows) == (7, stream.training_rows, 280)
+
+
+def test_errors_come_in_the_order_of_their_labels() -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = pl.DataFrame(
+        {
+            "model_version": ["1"] * 4,
+            "prediction": ["a", "b", "a", "b"],
+            "label": ["a", "a", None, "a"],
+            "label_ts": [begin + timedelta(hours=h) if h else None for h in (9, 2, None, 1)],
+        }
+    )
+    errors = decisions._errors(rows, Task.BINARY)
+    came, waiting = decisions._come([errors], begin + timedelta(hours=3))
+    assert came["error"].to_list() == [1.0, 1.0]
+    assert came["label_ts"].is_sorted()
+    assert waiting[0]["error"].to_list() == [0.0]
+
+
+@pytest.mark.parametrize(("windows", "trainings", "at"), [(10, 1, {4}), (12, 3, {2, 5, 8}), (5, 0, set())])
+def test_periodic_trainings_are_spread_evenly(windows: int, trainings: int, at: set[int]) -> None:
+    assert spread(windows, trainings) == at
+
+
+# -- tables
+
+
+def policy(performance: float, alarms: dict[str, list[float]], trainings: int = 0) -> dict:
+    return {
+        "trainings": trainings,
+        "promoted": trainings,
+        "performance": performance,
+        "alarms": alarms,
+        "jobs": [[1.0, "promoted"]] * trainings,
+        "windows": [performance] * 20,
+        "seconds": 1.0,
+    }
+
+
+@pytest.fixture
+def results() -> dict:
+    found = {
+        "metric": "accuracy",
+        "better": "higher",
+        "windows": 20,
+        "changes": [8.0, 12.0],
+        "measured_at": "then",
+        "code": "c0de",
+    }
+    policies = {
+        EVERY: policy(0.9, {}, 19),
+        NEVER: policy(0.5, {}),
+        DRIFTD: policy(0.8, {"performance_drop": [3.0, 9.5], "features_drift": []}, 2),
+        "ADWIN": policy(0.7, {"ADWIN": [12.25]}, 1),
+    }
+    quiet = {
+        "metric": "accuracy",
+        "better": "higher",
+        "windows": 1000,
+        "changes": [],
+        "measured_at": "then",
+        "code": "c0de",
+    }
+    return {
+        "SEA": {**found, "policies": policies, "evidently_checked": 2},
+        decisions.QUIET[0].name: {**quiet, "policies": {DRIFTD: policies[DRIFTD]}},
+    }
+
+
+def test_the_table_names_the_way_the_alarms_and_the_delays(results: dict) -> None:
+    driftd, adwin, never, every = decisions.recorded_table(results)
+    assert driftd == (
+        "SEA (accuracy, more is better)", "driftd", "20", "2", "2", "0.800", "75%",
+        "performance_drop 100.0; features_drift 0.0",
+        "performance_drop 1.5, none; features_drift none, none",
+        "performance_drop 1; features_drift 0",
+    )  # fmt: skip
+    assert adwin[1:] == ("ADWIN", "20", "1", "1", "0.700", "50%", "50.0", "none, 0.2", "0")
+    assert never[-4:] == ("0%", "-", "-", "-")
+    assert every[-4:] == ("100%", "-", "-", "-")
+
+
+def test_the_quiet_table_counts_alarms_and_retrains_per_thousand_windows(results: dict) -> None:
+    [row] = decisions.quiet_table(results)
+    assert row[2:] == ("1000", "performance_drop 2.0; features_drift 0.0", "2.0")
+
+
+def test_curves_are_in_tenths_of_the_stream(results: dict) -> None:
+    rows = decisions.curve(results["SEA"])
+    assert len(rows) == 10
+    assert rows[0] == ("1-2", "0.800", "0.700", "0.500", "0.900")
+
+
+def test_only_the_tables_of_the_doc_are_rewritten(results: dict, tmp_path: Path) -> None:
+    doc = tmp_path / "doc.md"
+    doc.write_text(f"before\n{decisions.BEGIN}\nold\n{decisions.END}\nafter\n")
+    kept = {"machine": {"python": "3.11", "libraries": {"river": "1"}}, "streams": results}
+    decisions.write_doc(kept, doc)
+    text = doc.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "### SEA: accuracy, more is better" in text
+    decisions.write_doc(kept, doc)
+    assert doc.read_text() == text
+
+
+def test_results_of_different_code_are_not_shown_as_one(results: dict) -> None:
+    kept = {"machine": {"python": "3.11", "libraries": {}}, "streams": results}
+    assert "Code of driftd: c0de." in decisions.markdown(kept)
+    results["SEA"]["code"] = "0ther"
+    assert "**Not all of the same code of driftd**: 0ther (SEA); c0de (quiet" in decisions.markdown(kept)
+
+
+def test_every_change_lies_in_its_stream_and_names_are_unique() -> None:
+    assert len(decisions.STREAMS) == len(RECORDED) + len(decisions.QUIET)
+    assert all(list(s.changes) == sorted(s.changes) for s in RECORDED)
+    assert UNGATED in decisions.POLICIES
