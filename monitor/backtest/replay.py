@@ -203,7 +203,6 @@ class Replay:
             return covered
         return given_up if end + policy.max_delay <= self._history.until else covered
 
-
     def _note_closed(self, key: WindowKey, rows: int, found: Sequence[Measurement], at: datetime) -> None:
         result = self._found[key] = WindowResult(key, rows, closed_at=at)
         metric = self._plan.metrics[0]

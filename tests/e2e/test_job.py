@@ -12,27 +12,31 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from retrain.errors import LeaseLost
+from retrain.frame import features_frame
 from retrain.job import Driver, Limits, utc_now
+from retrain.model_files import load_model
 from retrain.operate import approve, register_initial, rollback
-from retrain.registry import Registry, import_mlflow
+from retrain.registry import Registry, import_mlflow, load_champion
 from retrain.retry import Backoff
+from retrain.snapshot import load_snapshot
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import Store, SubmitOutcome, open_store
 from tests.mlflow_server import MlflowServer
-from tests.retrain_data import NOW, outcomes, spec, write
+from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
 LOGISTIC = "tests.retrain_data:trains_logistic"
 CHECKPOINTS = [
-    *("snapshot", "training", "trained", "evaluating", "run_opened", "model_logged", "version_registered"),
-    *("decided", "awaiting_approval", "alias_moved", "promoted", "watched"),
+    *("snapshot", "training", "trained", "evaluating", "refitted", "run_opened", "model_logged"),
+    *("version_registered", "decided", "awaiting_approval", "alias_moved", "promoted", "watched"),
 ]
 LEASE = timedelta(seconds=2)
 
@@ -254,3 +258,32 @@ def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None
     assert drive(tmp_path) is JobState.FAILED
     assert store.get("job-1").error == "the trainer raised ValueError: no such luck"
     assert runs(wanted)[0]["driftd.decision"] == "failed"
+
+
+def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes())
+    wanted = spec(tmp_path)
+    store = submit(tmp_path, wanted)
+    assert drive(tmp_path) is JobState.WATCHED
+    job = store.get("job-1")
+    assert job.result["refit"] is True
+    snapshot = load_snapshot(wanted)
+    assert snapshot is not None
+    judged = load_model(snapshot.folder / "model")
+    found = load_champion(wanted.tracking_uri, wanted.registered_model, tmp_path / "champion")
+    assert found is not None
+    frame = features_frame(snapshot.holdout(), BINARY)
+    served, said = (m.predictions(frame, BINARY).scores for m in (found[1], judged))
+    assert served is not None
+    assert said is not None
+    assert not np.allclose(served, said)  # trained on more than what was judged
+    reference = Registry(wanted.tracking_uri).fetch_reference(wanted.registered_model, found[0], tmp_path / "fetched")
+    assert reference is not None
+    assert np.allclose(pl.read_parquet(reference)["score"].to_numpy(), said)
+
+
+def test_without_refit_what_was_judged_is_promoted(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes())
+    store = submit(tmp_path, spec(tmp_path, refit=False))
+    assert drive(tmp_path) is JobState.WATCHED
+    assert store.get("job-1").result["refit"] is False

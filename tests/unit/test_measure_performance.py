@@ -318,3 +318,23 @@ def test_a_producer_that_answers_at_random_costs_no_memory() -> None:
 
 def test_few_rows_have_no_interval_of_the_auc() -> None:
     assert measured(binary(12), BINARY)[Measure.PERFORMANCE, "roc_auc", ""].interval is None
+
+
+def test_drop_of_balanced_accuracy_is_compared_over_the_classes_that_occur() -> None:
+    """A night without a single positive: there is no balanced accuracy, but the negatives can be compared."""
+    rng = np.random.default_rng(0)
+
+    def frame(truth: list[str], right: float) -> pl.DataFrame:
+        other = {"no": "yes", "yes": "no"}
+        said = [t if rng.random() < right else other[t] for t in truth]
+        return pl.DataFrame({"label": truth, "prediction": said, "feature_amount": [1.0] * len(truth)})
+
+    reference = prepare_reference(frame(["no", "yes"] * 500, 0.95), BINARY, ["balanced_accuracy"], 50)
+    found = measure_performance(frame(["no"] * 200, 0.6), reference, BINARY, ["balanced_accuracy"], 50)
+    by = {m.measure: m for m in found if not m.segment}
+    assert by[Measure.PERFORMANCE].value is None
+    dropped = by[Measure.PERFORMANCE_DROP]
+    assert dropped.value == pytest.approx(0.35, abs=0.08)
+    assert dropped.reason == "over 1 of 2 classes: the others do not occur"
+    assert dropped.p_value is not None
+    assert dropped.p_value < 1e-6

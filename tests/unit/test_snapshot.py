@@ -148,3 +148,38 @@ def test_regression_labels_are_numbers(tmp_path: Path) -> None:
     snapshot = taken(spec(tmp_path, schema=REGRESSION))
     assert snapshot.manifest["rows_dropped"] == 5
     assert snapshot.train().schema["label"] == pl.Float64
+
+
+def parts_of(rows: pl.DataFrame, evidence: dict[str, str] | None = None, **config: object) -> tuple[int, int]:
+    wanted = spec(Path(), holdout_share=0.5, holdout_min_rows=10, **config)
+    wanted = replace(wanted, request=replace(wanted.request, evidence=evidence or {}))
+    parts = split(rows, wanted)
+    assert not isinstance(parts, TooLittle), parts
+    return len(parts[0]), len(parts[1])
+
+
+def hourly(labels: list[str]) -> pl.DataFrame:
+    rows = outcomes(len(labels))
+    hours = pl.Series(range(len(labels)))
+    return rows.with_columns(ts=START + pl.duration(hours=hours), label=pl.Series(labels))
+
+
+MIXED = ["ok", "fraud"] * 200
+
+
+def test_holdout_reaches_back_no_further_than_its_span() -> None:
+    assert parts_of(hourly(MIXED)) == (200, 200)
+    assert parts_of(hourly(MIXED), holdout_span="48h") == (352, 48)
+
+
+def test_of_the_time_since_something_went_amiss_half_is_left_to_train_on() -> None:
+    since = (START + timedelta(hours=399 - 60)).isoformat()
+    assert parts_of(hourly(MIXED), {"since": since}, holdout_span="48h") == (370, 30)
+    long_ago = (START + timedelta(hours=100)).isoformat()
+    assert parts_of(hourly(MIXED), {"since": long_ago}, holdout_span="48h") == (352, 48)
+
+
+def test_holdout_of_one_class_is_made_longer_until_a_contest_can_be_decided() -> None:
+    calm = [*MIXED[:320], *["ok"] * 80]
+    assert parts_of(hourly(calm), holdout_span="24h") == (301, 99)  # as far back as the tenth newest fraud
+    assert parts_of(hourly([*MIXED[:100], *["ok"] * 300]), holdout_span="24h") == (200, 200)  # never above its share

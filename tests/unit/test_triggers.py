@@ -7,7 +7,16 @@ from datetime import timedelta
 
 import pytest
 
-from monitor.triggers import Cause, JobHistory, Suppressed, SuppressReason, TriggerPolicy, decide, request_id
+from monitor.triggers import (
+    Cause,
+    JobHistory,
+    Suppressed,
+    SuppressReason,
+    TriggerPolicy,
+    decide,
+    follow_up_due,
+    request_id,
+)
 from retrain.request import RetrainRequest, TriggerKind
 from tests.builders import HOUR, MINUTE, NOW
 
@@ -88,3 +97,32 @@ def test_same_facts_give_the_same_answer_until_time_passes() -> None:
     assert decide(RULE, POLICY, history, NOW) == decide(RULE, POLICY, history, NOW)
     assert isinstance(decide(RULE, POLICY, history, NOW + HOUR - timedelta(microseconds=1)), Suppressed)
     assert isinstance(decide(RULE, POLICY, history, NOW + HOUR), RetrainRequest)
+
+
+GAINED = JobHistory(gained=True, windows_ago=(7,))
+
+
+@pytest.mark.parametrize(
+    ("history", "due"),
+    [
+        (GAINED, True),
+        (replace(GAINED, windows_ago=(6.5, 20)), False),  # too soon
+        (replace(GAINED, gained=False), False),  # nothing was ever gained
+        (replace(GAINED, in_flight="j"), False),
+        (replace(GAINED, rejected_in_a_row=2), True),
+        (replace(GAINED, rejected_in_a_row=3), False),  # there is nothing more to gain
+        (replace(GAINED, windows_ago=()), False),
+        (replace(GAINED, windows_ago=(7, 14, 21)), False),  # the last one is kept for a rule
+        (replace(GAINED, windows_ago=(7, 14, 28)), True),
+    ],
+)
+def test_promotion_is_followed_up_while_there_is_something_to_gain(history: JobHistory, due: bool) -> None:
+    assert follow_up_due(POLICY, history) is due
+    assert not follow_up_due(replace(POLICY, follow_up=False), history)
+
+
+def test_pace_is_for_what_windows_ask_for_not_for_people() -> None:
+    busy = JobHistory(windows_ago=(1, 2, 3, 4))
+    assert isinstance(decide(RULE, POLICY, busy, NOW), Suppressed)
+    assert isinstance(decide(replace(RULE, trigger=TriggerKind.MANUAL), POLICY, busy, NOW), RetrainRequest)
+    assert isinstance(decide(replace(RULE, trigger=TriggerKind.SCHEDULE), POLICY, busy, NOW), RetrainRequest)
