@@ -148,9 +148,8 @@ def _against(
                 f"the last challenger failed; {missing} more window(s) first",
             )
     within = policy.pace * BURST
-    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP):
-        if _recent(policy, history) >= BURST:
-            return SuppressReason.PACE, f"{BURST} jobs in the last {within} windows, retrain.pace = {policy.pace}"
+    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP) and _recent(policy, history) >= BURST:
+        return SuppressReason.PACE, f"{BURST} jobs in the last {within} windows, retrain.pace = {policy.pace}"
     if history.started_today >= policy.max_per_day:
         return (
             SuppressReason.BUDGET,

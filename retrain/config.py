@@ -111,7 +111,7 @@ class RetrainConfig(Section):
     cooldown: Duration = Field(parse_duration("1h"), description="pause after a job ends before the next starts")
     max_per_day: int = Field(24, ge=1, description="jobs started per UTC day, at most")
     pace: int = Field(
-        7, ge=1, description="on average at most one job in so many windows, four at once: what rules may start"
+        5, ge=1, description="on average at most one job in so many windows, four at once: what rules may start"
     )
     follow_up: bool = Field(
         True, description="after a promotion look again every `pace` windows, as long as there is something to gain"

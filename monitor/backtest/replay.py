@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,18 +123,17 @@ class Replay:
         """Play it through. `on_window` hears of each window's rows, for a progress bar."""
         size, lateness = self._plan.windows.size, self._plan.windows.lateness
         coming = iter(self._history.windows(size))
-        queue: list[Event | tuple[datetime, int, datetime, datetime]] = []
+        queue: list[Event] = []
         window = next(coming, None)
         while window is not None or queue:
             closes = window[1] + lateness if window is not None else None
-            if closes is not None and (not queue or closes <= queue[0].at):  # type: ignore[union-attr]
-                assert window is not None
+            if window is not None and closes is not None and (not queue or closes <= queue[0].at):
                 for event in self._close(*window, closes):
                     heapq.heappush(queue, event)
                 on_window(self._count(*window))
                 window = next(coming, None)
             else:
-                self._mature(heapq.heappop(queue))  # type: ignore[arg-type]
+                self._mature(heapq.heappop(queue))
         self.result.windows = [self._found[k] for k in sorted(self._found, key=lambda k: (k.end, k.version))]
         self.result.decisions = list(reversed(self._ledger.decisions(self._plan.model, limit=1_000_000)))
         for (_, rule), judged in self._judged.items():
@@ -149,16 +149,15 @@ class Replay:
         frame = self._rows.window(start, end)
         for version, rows in _by_version(frame):
             key = WindowKey(self._plan.model, version, start, end)
-            found = self._measure(
-                key,
-                Step.CLOSED,
-                lambda v=version, r=rows: measure_unlabelled(r, self._rows.yardstick(v), self._plan.settings),  # type: ignore[misc]
-            )
+            found = self._measure(key, Step.CLOSED, partial(self._unlabelled, rows, version))
             self._note_closed(key, rows.height, found, at)
             self._rows.noted(Event(at, Step.CLOSED, key))
             self._decide(key, found, at)
             if (final := self.final_at(rows, at, end)) is not None:
                 yield Event(final, Step.FINAL, key)
+
+    def _unlabelled(self, rows: pl.DataFrame, version: str) -> list[Measurement]:
+        return measure_unlabelled(rows, self._rows.yardstick(version), self._plan.settings)
 
     def _mature(self, event: Event) -> None:
         frame = self._rows.window(event.key.start, event.key.end)

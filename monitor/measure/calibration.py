@@ -334,7 +334,15 @@ def load_calibration(path: Path) -> Calibration | None:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
+    write_json(path, calibration.to_json())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """In one piece, whatever happens. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(calibration.to_json(), indent=1), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from monitor.measure.calibration import (
     save_calibration,
     size_class,
     with_chance,
+    write_json,
 )
 from monitor.measure.estimate import Estimate, Estimator, estimate, fit_estimator
 from monitor.measure.importance import surrogate_importance
@@ -71,8 +73,9 @@ class Yardstick:
             found = load_calibration(path) if path is not None else None
             if found is None:
                 found = calibrate(self.reference, self._schema, self._methods, size)
-                if path is not None:
-                    save_calibration(found, path)
+                with suppress(OSError):  # a full disk: the next process finds it out again
+                    if path is not None:
+                        save_calibration(found, path)
             self._calibrations[size] = found
         return self._calibrations[size]
 
@@ -152,12 +155,13 @@ class Yardstick:
     def importance(self) -> Mapping[str, float]:
         """Share of each feature in what moves the model's answers; they sum to 1. Empty when it cannot be told."""
         path = self._path("importance")
-        if path is not None and path.exists():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError):
+            if path is not None:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
         found = surrogate_importance(self.reference, self._schema)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found), encoding="utf-8")
+        with suppress(OSError):
+            if path is not None:
+                write_json(path, found)
         return found
 
     def _path(self, name: str) -> Path | None:

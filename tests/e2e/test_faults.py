@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
     """A file that leaves about `leave` bytes free."""
     ballast = folder / "ballast"
     free = shutil.disk_usage(folder).free
-    with ballast.open("wb") as out:
+    with suppress(OSError), ballast.open("wb", buffering=0) as out:  # a daemon may take the rest meanwhile
         out.write(b"\0" * max(0, free - leave))
     return ballast
 
