@@ -18,6 +18,10 @@ from monitor.backtest.show import show
 from monitor.errors import ConfigError
 
 
+PLAIN_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe: nothing is cut there."""
+
+
 def carry_out(options: Options, json_path: Path | None, html_path: Path | None) -> None:
     """Raises ConfigError for what cannot be used."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # the story is the tables
@@ -32,14 +36,17 @@ def carry_out(options: Options, json_path: Path | None, html_path: Path | None) 
             bars.update(tasks[name], completed=done)
 
         found = _run(options, Path(folder), progress)
-    show(found.document, Console())
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    show(found.document, console)
     if json_path is not None:
         json_path.write_text(json.dumps(found.document, indent=1) + "\n", encoding="utf-8")
     if html_path is not None:
         html_path.write_text(render(found.document), encoding="utf-8")
     for path in (json_path, html_path):
         if path is not None:
-            Console().print(f"written: {path}")
+            console.print(f"written: {path}")
 
 
 def _run(options: Options, folder: Path, progress: object) -> Found:
