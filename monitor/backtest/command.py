@@ -17,7 +17,6 @@ from monitor.backtest.run import Found, Options, backtest
 from monitor.backtest.show import show
 from monitor.errors import ConfigError
 
-
 PLAIN_WIDTH = 160
 """Columns of a table that goes into a file or a pipe: nothing is cut there."""
 
