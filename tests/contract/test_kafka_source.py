@@ -19,7 +19,7 @@ from monitor.sources import Records, SourceRefused, Stream
 from monitor.sources.kafka import KafkaObserver, KafkaSettings, KafkaSource
 from tests.conftest import SASL_USERS, KafkaCluster
 
-DEADLINE = 60.0  # bounds only how long a failure takes
+DEADLINE = 180.0  # bounds only how long a failure takes; metadata is a minute old at most, and so is what depends on it
 
 Open = Callable[..., KafkaSource]
 
