@@ -111,7 +111,7 @@ class Steps:
 
     def _make_model(self, snapshot: Snapshot) -> Next | None:
         """Trains unless the model is there; answers the failure, if it failed."""
-        if _has_model(snapshot):
+        if _has_model(snapshot.folder):
             return None
         trained = run_trainer(self._spec, snapshot.train_path, self._environ, self._stopping)
         self._checkpoint("trained")
@@ -196,10 +196,8 @@ class Steps:
     def _refit(self, snapshot: Snapshot, holdout: pl.DataFrame) -> Path | None:
         """The challenger's recipe on all rows, the holdout included: what is promoted must know what is newest. Answers
         the model's folder; None when this training fails: then the model that was judged is the one."""
-        folder = snapshot.folder / "refit"
-        spec = replace(self._spec, work_dir=str(folder))
-        model, done = spec.job_dir / "model", spec.job_dir / "done"
-        if not done.exists():
+        spec = replace(self._spec, work_dir=str(snapshot.folder / "refit"))
+        if not _has_model(spec.job_dir):
             spec.job_dir.mkdir(parents=True, exist_ok=True)
             path = spec.job_dir / "train.parquet"
             pl.concat([snapshot.train(), holdout]).write_parquet(path)
@@ -210,8 +208,7 @@ class Steps:
                     raise Stopped(trained.message)
                 log.warning("refit_failed", job_id=self._job.id, model=self._job.model, detail=trained.message)
                 return None
-            done.touch()
-        return model
+        return spec.job_dir / "model"
 
     def _conclude(self) -> Next:
         if self._result["decision"] == "reject":
@@ -340,7 +337,8 @@ class Steps:
         self._registry.end_run(run_id, "FAILED")
 
 
-def _has_model(snapshot: Snapshot) -> bool:
-    result = snapshot.folder / "train_result.json"
+def _has_model(folder: Path) -> bool:
+    """Whether a training in this folder has come to its good end."""
+    result = folder / "train_result.json"
     done = result.exists() and json.loads(result.read_text()).get("status") == "ok"
-    return done and (snapshot.folder / "model").is_dir()
+    return done and (folder / "model").is_dir()

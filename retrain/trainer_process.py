@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from retrain.frame import features_frame, labels_array
@@ -25,6 +26,7 @@ from retrain.trainer import TrainContext
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 CHECKED_ROWS = 500
 
@@ -54,24 +56,33 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_and_save(request: dict[str, Any]) -> None:
-    import pandas as pd
+    import pandas as pd  # noqa: F401 - these two count as the libraries' memory, not as the trainer's
     import polars as pl
-    import sklearn.ensemble  # noqa: F401 - counts as the libraries' memory, not as the trainer's
+    import sklearn.ensemble  # noqa: F401
 
     schema = ModelSchema.from_json(request["schema"])
     rows = pl.read_parquet(request["train"])
     _limit_memory(request["memory_limit"])
-    frame = features_frame(rows, schema)
-    labels = pd.Series(labels_array(rows, schema), name="label")
-    module_name, _, function = request["trainer"].partition(":")
-    module = importlib.import_module(module_name)
     context = TrainContext(schema, request["seed"], request["parameters"], Path(request["work_dir"]))
-    estimator = getattr(module, function)(frame, labels, context)
-    check_estimator(estimator, frame.head(CHECKED_ROWS), schema)
+    estimator, module, frame = call_trainer(request["trainer"], rows, context)
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     from retrain.model_files import save_model, trusted_of  # MLflow: only now, its memory is not the trainer's
 
     save_model(estimator, Path(request["model"]), schema, frame.head(5), trusted_of(module))
+
+
+def call_trainer(trainer: str, rows: pl.DataFrame, context: TrainContext) -> tuple[Any, ModuleType, pd.DataFrame]:
+    """What `module:function` makes of the rows (lake columns), its module, and the frame it was given. Raises Nonsense,
+    and whatever the user's code raises."""
+    import pandas as pd
+
+    frame = features_frame(rows, context.schema)
+    labels = pd.Series(labels_array(rows, context.schema), name="label")
+    module_name, _, function = trainer.partition(":")
+    module = importlib.import_module(module_name)
+    estimator = getattr(module, function)(frame, labels, context)
+    check_estimator(estimator, frame.head(CHECKED_ROWS), context.schema)
+    return estimator, module, frame
 
 
 def check_estimator(estimator: Any, frame: pd.DataFrame, schema: ModelSchema) -> None:

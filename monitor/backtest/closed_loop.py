@@ -6,7 +6,7 @@ Snapshot rule, trainer, contest and gates are those of a retrain job; what is le
 
 from __future__ import annotations
 
-import importlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import polars as pl
 
 from monitor.backtest.history import History, naive
@@ -25,7 +24,7 @@ from monitor.plan import ModelPlan
 from monitor.triggers import JobHistory
 from retrain import contest
 from retrain.evaluate import Side, score
-from retrain.frame import features_frame, labels_array
+from retrain.frame import features_frame
 from retrain.gates import Reject, SmokeTest, decide
 from retrain.model_files import LoadedModel, load_model
 from retrain.outcomes import columns_of
@@ -36,7 +35,7 @@ from retrain.schema import ModelSchema, Task
 from retrain.snapshot import TooLittle, split
 from retrain.spec import JobSpec
 from retrain.trainer import TrainContext, Trained, run_trainer
-from retrain.trainer_process import check_estimator
+from retrain.trainer_process import call_trainer
 from retrain.watch import compare_watched
 
 Array = np.ndarray[Any, Any]
@@ -88,22 +87,17 @@ class Trainings:
 
     def _call(self, rows: pl.DataFrame) -> LoadedModel | str:
         config, schema = self._plan.retrain, self._plan.schema
-        module, _, function = config.trainer.partition(":")
-        frame, labels = features_frame(rows, schema), pd.Series(labels_array(rows, schema), name="label")
-        if schema.task is not Task.REGRESSION and labels.nunique() < 2:
-            return f"all {len(labels)} training rows have the label {labels[0]!r}"
+        if schema.task is not Task.REGRESSION and rows["label"].n_unique() < 2:
+            return f"all {rows.height} training rows have the label {rows['label'][0]!r}"
         with tempfile.TemporaryDirectory() as folder:
             context = TrainContext(schema, config.seed, dict(config.parameters), Path(folder))
             try:
-                estimator = getattr(importlib.import_module(module), function)(frame, labels, context)
-                check_estimator(estimator, frame.head(500), schema)
+                estimator, _, _ = call_trainer(config.trainer, rows, context)
             except Exception as exc:  # noqa: BLE001 - the user's code: a failed job, not a failed backtest
                 return f"the trainer raised {type(exc).__name__}: {exc}"[:300]
         return LoadedModel(estimator, {f.name: f.kind.value for f in schema.features})
 
     def _run_command(self, rows: pl.DataFrame) -> LoadedModel | str:
-        import os
-
         with tempfile.TemporaryDirectory() as folder:
             request = RetrainRequest("backtest", self._plan.model, TriggerKind.MANUAL, "", {}, datetime.now(UTC))
             spec = self.spec(request, folder)
