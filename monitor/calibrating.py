@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from monitor.config import LoadedConfig
@@ -17,12 +18,11 @@ from monitor.lake import Lake, Table, collect
 from monitor.measure.calibration import MIN_ROWS, Calibration, size_class
 from monitor.measure.intervals import Z
 from monitor.measure.methods import METHODS, Statistic, default_method
-from monitor.measure.worker import MeasureTask, yardstick_of
+from monitor.measure.worker import yardstick_of
 from monitor.measure.yardstick import Yardstick
-from monitor.measurement import Measure, WindowKey
+from monitor.measurement import Measure
 from monitor.plan import ModelPlan, plans
 from monitor.rules import ForEvidence, Rule
-from monitor.windows import EPOCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,10 @@ def calibrate_model(loaded: LoadedConfig, model: str, version: str | None, rows:
         raise ConfigError([f"{model}: no window has been measured yet: give --rows, the rows of a usual window"])
     if rows < MIN_ROWS:
         raise ConfigError([f"--rows {rows}: windows with fewer than {MIN_ROWS} rows cannot be calibrated"])
-    key = WindowKey(model, version or newest or "1", EPOCH, EPOCH)
-    yardstick = yardstick_of(MeasureTask(lake.uri, lake.options, key, False, plan.settings, plan.reference))
+    version = version or newest or "1"
+    yardstick = yardstick_of(plan.reference, version, plan.settings)
     if yardstick is None:
-        raise ConfigError(
-            [f"{model}: version {key.version} has no reference yet: give reference.path, or let it warm up"]
-        )
+        raise ConfigError([f"{model}: version {version} has no reference yet: give reference.path, or let it warm up"])
     found = yardstick.calibration(rows)
     assert found is not None
     return Calibrated(
@@ -132,8 +130,6 @@ def _drops(plan: ModelPlan, yardstick: Yardstick, found: Calibration, rows: int)
 
     A window's standard error is that of the reference, scaled to its rows.
     """
-    from statistics import NormalDist
-
     reference = yardstick.reference
     bar = NormalDist().inv_cdf(1 - _level(plan, Measure.PERFORMANCE_DROP))
     for metric in plan.metrics:

@@ -290,8 +290,5 @@ class RecordedRows:
         self._yardsticks[version] = yardstick_on(frame, f"warmup:{version}", self._plan)
 
 
-def yardstick_on(frame: pl.DataFrame, name: str, plan: ModelPlan, keep: Path | None = None) -> Yardstick:
-    s = plan.settings
-    return Yardstick(
-        name, frame, s.schema, s.methods, s.metrics, s.segment_min_rows, max_rows=plan.reference.max_rows, keep=keep
-    )
+def yardstick_on(frame: pl.DataFrame, name: str, plan: ModelPlan) -> Yardstick:
+    return Yardstick(name, frame, plan.settings, max_rows=plan.reference.max_rows)

@@ -69,6 +69,15 @@ def scored_rows(frame: pl.DataFrame, schema: ModelSchema) -> Scored:
     )
 
 
+def recalls(rows: Scored) -> dict[int, tuple[int, int]]:
+    """Index of a class that occurs -> (its rows answered right, its rows); empty for a regression."""
+    found = {}
+    for c in np.unique(rows.truth) if rows.classes else ():
+        mine = rows.truth == c
+        found[int(c)] = (int((rows.answer[mine] == c).sum()), int(mine.sum()))
+    return found
+
+
 def compute(metric: str, rows: Scored) -> float:
     """The metric's value. Raises Undefined, or scikit-learn's ValueError on impossible scores."""
     if SCORES[metric].from_scores:

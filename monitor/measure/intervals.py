@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from monitor.measure._scored import Scored, with_scores
+from monitor.measure._scored import Scored, recalls, with_scores
 from monitor.measure.scores import SCORES
 from retrain.schema import Task
 
@@ -57,7 +57,7 @@ def _raw(metric: str, rows: Scored, value: float) -> Interval | None:
         case "recall":
             return _wilson(answer[truth])
         case "balanced_accuracy":
-            return mean_of_shares([(int((rows.answer[of] == c).sum()), int(of.sum())) for c, of in _classes(rows)])[1]
+            return mean_of_shares(list(recalls(rows).values()))[1]
         case "f1":
             return _bootstrap_f1(truth.astype(int), answer.astype(int), only=1)
         case "f1_macro":
@@ -81,10 +81,6 @@ def _share(hits: int, n: int) -> Interval:
     p, z2 = hits / n, Z * Z / n
     centre, half = (p + z2 / 2) / (1 + z2), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
     return centre - half, centre + half
-
-
-def _classes(rows: Scored) -> list[tuple[int, Array]]:
-    return [(int(c), rows.truth == c) for c in np.unique(rows.truth)]
 
 
 def mean_of_shares(counts: Sequence[tuple[int, int]]) -> tuple[float, Interval]:

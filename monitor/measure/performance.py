@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-import numpy as np
 import polars as pl
 
 from monitor.measure._evidently import quiet
-from monitor.measure._scored import Scored, Undefined, compute, scored_rows
+from monitor.measure._scored import Scored, Undefined, compute, recalls, scored_rows
 from monitor.measure.intervals import Z, interval, mean_of_shares
 from monitor.measure.scores import SCORES, Better, drop
 from monitor.measurement import Measure, Measurement
@@ -84,7 +83,7 @@ def prepare_reference(
     return replace(
         prepared,
         intervals={at: i for at, i in around.items() if i is not None},
-        recalls={at[1]: recalls(rows) for at, _, rows in found},
+        recalls={segment: recalls(rows) for segment, rows in {at[1]: rows for at, _, rows in found}.items()},
     )
 
 
@@ -131,15 +130,6 @@ def _on_common_classes(rows: Scored, reference: Reference, segment: str) -> tupl
         return None
     some = "" if len(ours) == len(theirs) else f"over {len(ours)} of {len(theirs)} classes: the others do not occur"
     return mean_of_shares(list(ours.values())), mean_of_shares([theirs[c] for c in ours]), some
-
-
-def recalls(rows: Scored) -> dict[int, tuple[int, int]]:
-    """Index of a class -> (its rows answered right, its rows)."""
-    found = {}
-    for c in np.unique(rows.truth) if rows.classes else ():
-        mine = rows.truth == c
-        found[int(c)] = (int((rows.answer[mine] == c).sum()), int(mine.sum()))
-    return found
 
 
 _DROPS = (Measure.PERFORMANCE_DROP, Measure.PERFORMANCE_DROP_RATIO)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitor.lake import Lake
-from monitor.measure.worker import MeasureTask, window_outcomes, window_predictions, yardstick_of
+from monitor.measure.worker import window_outcomes, window_predictions, yardstick_of
 from monitor.measurement import WindowKey
 from monitor.plan import ModelPlan
 
@@ -36,9 +36,7 @@ def make_report(task: ReportTask) -> str | None:
     from monitor.measure.report import write_report
 
     plan, lake = task.plan, Lake(task.lake_uri, task.storage_options)
-    found = yardstick_of(
-        MeasureTask(task.lake_uri, task.storage_options, task.key, False, plan.settings, plan.reference)
-    )
+    found = yardstick_of(plan.reference, task.key.version, plan.settings)
     window = window_predictions(lake, task.key)
     if found is None or not window.height:
         return None

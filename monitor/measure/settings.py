@@ -25,6 +25,10 @@ class Settings:
     max_rows: int
     calibrate: bool = True
 
+    def __hash__(self) -> int:
+        methods = tuple(sorted(self.methods.items()))
+        return hash((self.schema, methods, self.metrics, self.segment_min_rows, self.max_rows, self.calibrate))
+
 
 @dataclass(frozen=True, slots=True)
 class Season:

@@ -21,11 +21,9 @@ import polars as pl
 from monitor.errors import TransientError
 from monitor.join import first_predictions, last_outcomes
 from monitor.lake import Lake, Table, collect, day
-from monitor.measure.methods import DriftMethod
 from monitor.measure.settings import Season, Settings
 from monitor.measurement import Measurement, WindowKey
 from monitor.reference import read_file, to_lake_columns
-from retrain.schema import ModelSchema
 
 if TYPE_CHECKING:
     from monitor.measure.yardstick import Yardstick
@@ -73,7 +71,7 @@ def measure(task: MeasureTask) -> MeasureResult:
 
     lake = Lake(task.lake_uri, task.storage_options)
     predictions = window_predictions(lake, task.key)
-    yardstick = yardstick_of(task)
+    yardstick = yardstick_of(task.reference, task.key.version, task.settings)
     name = yardstick.name if yardstick is not None else ""
     if not task.performance:
         compared = _season(lake, task) if task.season is not None else None
@@ -134,25 +132,20 @@ def _season(lake: Lake, task: MeasureTask) -> Yardstick:
         if lazy is not None:
             earlier.append(first_predictions(collect(lazy)))
     rows = pl.concat(earlier, how="diagonal_relaxed") if earlier else pl.DataFrame()
-    s = task.settings
     name = f"season:{len(earlier)} windows of {rows.height} rows"
-    return Yardstick(name, rows, s.schema, s.methods, s.metrics, s.segment_min_rows, max_rows=task.reference.max_rows)
+    return Yardstick(name, rows, task.settings, max_rows=task.reference.max_rows)
 
 
-def yardstick_of(task: MeasureTask) -> Yardstick | None:
-    """The frozen reference of the task's version; None when a warm-up must make one first."""
-    source, version = task.reference, task.key.version
+def yardstick_of(source: ReferenceSource, version: str, settings: Settings) -> Yardstick | None:
+    """The frozen reference of a version; None when a warm-up must make one first."""
     if _frozen(source, version) is None and source.tracking_uri:
         _from_registry(source, version, _folder(source, version) / "registry.parquet")
     path = reference_file(source, version)
     if path is None:
         return None
     name = f"{path.stem}:{version}" if path.parent == _folder(source, version) else f"file:{path.name}"
-    s = task.settings
-    return _yardstick(
-        name, str(path), path.stat().st_mtime_ns, s.schema, tuple(sorted(s.methods.items())), s.metrics,
-        s.segment_min_rows, source.max_rows, str(_folder(source, version)),
-    )  # fmt: skip
+    mtime_ns, keep = path.stat().st_mtime_ns, str(_folder(source, version))
+    return _yardstick(name, str(path), mtime_ns, settings, source.max_rows, keep)
 
 
 def reference_file(source: ReferenceSource, version: str) -> Path | None:
@@ -198,26 +191,15 @@ _WITHOUT: set[tuple[str, str, str]] = set()
 
 
 @lru_cache(maxsize=16)
-def _yardstick(
-    name: str,
-    path: str,
-    mtime_ns: int,
-    schema: ModelSchema,
-    methods: tuple[tuple[str, DriftMethod], ...],
-    metrics: tuple[str, ...],
-    segment_min_rows: int,
-    max_rows: int,
-    keep: str,
-) -> Yardstick:
+def _yardstick(name: str, path: str, mtime_ns: int, settings: Settings, max_rows: int, keep: str) -> Yardstick:
     from monitor.measure.yardstick import Yardstick
 
+    schema = settings.schema
     frame = to_lake_columns(read_file(Path(path)), schema)
-    what = repr((path, mtime_ns, schema.to_json(), methods, metrics, max_rows))
+    methods = tuple(sorted(settings.methods.items()))
+    what = repr((path, mtime_ns, schema.to_json(), methods, settings.metrics, max_rows))
     identity = hashlib.sha256(what.encode()).hexdigest()[:12]
-    return Yardstick(
-        name, frame, schema, dict(methods), metrics, segment_min_rows, max_rows=max_rows, keep=Path(keep),
-        identity=identity,
-    )  # fmt: skip
+    return Yardstick(name, frame, settings, max_rows=max_rows, keep=Path(keep), identity=identity)
 
 
 def freeze_warmup(lake: Lake, windows: list[WindowKey], folder: Path, *, labelled: bool) -> str | None:

@@ -7,7 +7,7 @@ seconds to find out is kept beside the reference as JSON, for the next process a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -27,12 +27,11 @@ from monitor.measure.calibration import (
 )
 from monitor.measure.estimate import Estimate, Estimator, estimate, fit_estimator
 from monitor.measure.importance import surrogate_importance
-from monitor.measure.methods import DriftMethod
 from monitor.measure.performance import prepare_reference, with_errors
 from monitor.measure.scores import drop
+from monitor.measure.settings import Settings
 from monitor.measurement import Measure, Measurement
 from monitor.reference import Reference
-from retrain.schema import ModelSchema
 
 
 class Yardstick:
@@ -42,10 +41,7 @@ class Yardstick:
         self,
         name: str,
         frame: pl.DataFrame,
-        schema: ModelSchema,
-        methods: Mapping[str, DriftMethod],
-        metrics: Sequence[str],
-        segment_min_rows: int,
+        settings: Settings,
         *,
         max_rows: int = 10_000,
         keep: Path | None = None,
@@ -53,12 +49,12 @@ class Yardstick:
     ):
         self.name = name
         self._frame = frame
-        self._schema = schema
-        self._methods = methods
-        self._metrics = tuple(metrics)
+        self._settings = settings
         self._keep = keep
         self._identity = identity
-        self.reference: Reference = prepare_reference(frame, schema, metrics, segment_min_rows, max_rows=max_rows)
+        self.reference: Reference = prepare_reference(
+            frame, settings.schema, settings.metrics, settings.segment_min_rows, max_rows=max_rows
+        )
         self._calibrations: dict[int, Calibration] = {}
 
     # -- chance
@@ -72,7 +68,7 @@ class Yardstick:
             path = self._path(f"chance-{size}")
             found = load_calibration(path) if path is not None else None
             if found is None:
-                found = calibrate(self.reference, self._schema, self._methods, size)
+                found = calibrate(self.reference, self._settings.schema, self._settings.methods, size)
                 with suppress(OSError):  # a full disk: the next process finds it out again
                     if path is not None:
                         save_calibration(found, path)
@@ -91,7 +87,7 @@ class Yardstick:
 
     @cached_property
     def estimator(self) -> Estimator | str:
-        return fit_estimator(self._frame, self._schema, self._metrics)
+        return fit_estimator(self._frame, self._settings.schema, self._settings.metrics)
 
     def estimates(self, window: pl.DataFrame) -> list[Measurement]:
         """`estimated_performance` and `estimated_drop` of each metric; undefined ones with the reason."""
@@ -110,7 +106,7 @@ class Yardstick:
 
     def _estimated(self, window: pl.DataFrame) -> dict[str, Estimate | str]:
         if isinstance(self.estimator, str):
-            return dict.fromkeys(self._metrics, self.estimator)
+            return dict.fromkeys(self._settings.metrics, self.estimator)
         return estimate(self.estimator, window)
 
     def _estimated_drop(self, estimated: Measurement, value: Estimate) -> Measurement:
@@ -158,7 +154,7 @@ class Yardstick:
         with suppress(OSError, ValueError):
             if path is not None:
                 return dict(json.loads(path.read_text(encoding="utf-8")))
-        found = surrogate_importance(self.reference, self._schema)
+        found = surrogate_importance(self.reference, self._settings.schema)
         with suppress(OSError):
             if path is not None:
                 write_json(path, found)

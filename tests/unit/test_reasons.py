@@ -40,7 +40,7 @@ def world(n: int, seed: int, shift: float = 0.0, turned: bool = False) -> pl.Dat
 def measured(window: pl.DataFrame) -> list[Measurement]:
     methods = {f.name: default_method(f.kind) for f in SCHEMA.features}
     settings = Settings(SCHEMA, methods, ("balanced_accuracy",), 50, 100_000, calibrate=False)
-    yardstick = Yardstick("r", world(3000, 0), SCHEMA, methods, settings.metrics, 50)
+    yardstick = Yardstick("r", world(3000, 0), settings)
     return [*measure_unlabelled(window, yardstick, settings), *measure_labelled(window, window, yardstick, settings)]
 
 
