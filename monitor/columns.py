@@ -12,11 +12,11 @@ from typing import assert_never
 
 import polars as pl
 
-from monitor.demo.world import WorldError, kind_of, task_of
+from monitor.demo.world import WorldError, task_of
 from monitor.errors import ConfigError
 from monitor.explain import hint
 from monitor.leaks import as_text, auc, copy_of_label, strength
-from monitor.reference import to_lake_columns
+from monitor.reference import kind_of, to_lake_columns
 from monitor.tables import as_time, finite, without_gap_words
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 from retrain.trainers.default import MAX_CATEGORIES
@@ -309,7 +309,7 @@ def _features(
         elif in_lake_form and not column.startswith("feature_"):
             kind, why = None, "has no feature_ before its name, as others have"
         else:
-            kind, why = kind_of(series), _no_feature(series, label, task)
+            kind, why = kind_of(series.dtype), _no_feature(series, label, task)
         if kind is None or why:
             left_out[column] = why or "holds values of a type that is no feature's"
             continue
@@ -344,7 +344,7 @@ def _no_feature(series: pl.Series, label: pl.Series, task: Task) -> str:
         return "is always empty"
     if as_time(series) is not None:
         return "holds times: they only move forward, which is no drift"
-    kind = kind_of(series)
+    kind = kind_of(series.dtype)
     if kind is None:
         return f"holds {str(series.dtype).split('(')[0].lower()} values, which are no feature's"
     enough = series.len() >= _FEW

@@ -92,7 +92,7 @@ def infer_features(path: Path) -> tuple[dict[str, FeatureKind], tuple[str, ...]]
     names = {c: c.removeprefix("feature_") for c in frame.columns if c.startswith("feature_")} or {
         c: c for c in frame.columns if c not in _RESERVED and not c.startswith(("score_", "segment_"))
     }
-    kinds = {name: _kind(frame.schema[c]) for c, name in names.items()}
+    kinds = {name: kind_of(frame.schema[c]) for c, name in names.items()}
     answer = next((c for c in ("label", "prediction") if c in frame.columns), None)
     classes = _class_names(frame[answer]).drop_nulls().unique().sort().to_list() if answer else []
     fractional = answer is not None and frame.schema[answer].is_float() and any("." in c for c in classes)
@@ -120,7 +120,8 @@ def to_lake_columns(frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
     )
 
 
-def _kind(dtype: pl.DataType) -> FeatureKind | None:
+def kind_of(dtype: pl.DataType) -> FeatureKind | None:
+    """None when the type is no feature's."""
     if dtype.is_numeric():
         return FeatureKind.NUMBER
     if dtype == pl.Boolean:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from monitor.reference import kind_of
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 MAX_CLASSES = 20
@@ -84,7 +85,7 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
     task, label = task_of(frame[target])
     features, columns, notes = [], [], []
     for series in frame.drop(target, *drop):
-        kind = kind_of(series)
+        kind = kind_of(series.dtype)
         if kind is None or series.null_count() == series.len():
             notes.append(f"column {series.name!r} ({series.dtype}) is no feature: left out")
             continue
@@ -123,15 +124,6 @@ def task_of(target: pl.Series) -> tuple[Task, pl.Series]:
     elif distinct > MAX_CLASSES:
         raise WorldError(f"target {target.name!r} has {distinct} classes; at most {MAX_CLASSES} are supported here")
     return (Task.BINARY if distinct == 2 else Task.MULTICLASS), target.cast(pl.String)
-
-
-def kind_of(series: pl.Series) -> FeatureKind | None:
-    """None when the type is no feature's."""
-    if series.dtype == pl.Boolean:
-        return FeatureKind.BOOL
-    if series.dtype.is_numeric():
-        return FeatureKind.NUMBER
-    return FeatureKind.CATEGORY if series.dtype in (pl.String, pl.Categorical, pl.Enum) else None
 
 
 def _typed(series: pl.Series, kind: FeatureKind) -> pl.Series:
