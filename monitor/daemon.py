@@ -99,7 +99,7 @@ class Daemon:
         ingest = threading.Thread(target=self._guard(lambda: self.ingest.run(self.stop)), name="ingest")
         ingest.start()
         self.scheduler = scheduler = self._schedule(actions)
-        (self.folder.path / "url").write_text(self.url)
+        self.folder.tell(self.url)
         log.info("daemon_started", url=self.url, models=sorted(self.evaluators), config=self.config.digest())
         while not self.stop.wait(0.2):
             if self.reload.is_set():
@@ -113,7 +113,7 @@ class Daemon:
         ingest.join()
         server.should_exit = True
         self.supervisor.close()
-        (self.folder.path / "url").unlink(missing_ok=True)
+        self.folder.untell()
         self._resign()
         self.folder.release()
         log.info("daemon_stopped", failed=self.failure is not None)

@@ -35,6 +35,15 @@ class StateFolder:
     def reports(self) -> Path:
         return self.path / "reports"
 
+    def tell(self, url: str) -> None:
+        """The daemon's address for the commands; whole at once, so that none of them reads half of it."""
+        partial = self.path / "url.partial"
+        partial.write_text(url)
+        partial.replace(self.path / "url")
+
+    def untell(self) -> None:
+        (self.path / "url").unlink(missing_ok=True)
+
     def _holder(self) -> str:
         """A name that stays over restarts: killed, the next daemon of this folder need not wait for its own lease."""
         path = self.path / "replica"

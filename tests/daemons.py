@@ -153,7 +153,7 @@ class Daemon:
 
     def started(self) -> bool:
         self.must_run()
-        return (self.state / "url").exists() and bool((self.state / "url").read_text())
+        return (self.state / "url").exists()
 
     def must_run(self) -> None:
         assert self._process is not None
