@@ -24,9 +24,10 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from bench.doc import rewrite
+
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 ROWS = ("ingest", "window", "tick", "memory", "page")
 UNITS = {"megabytes": " MB", "milliseconds": " ms", "ratio": "x"}
 LIBRARIES = ("kafka-python", "polars", "deltalake", "pyarrow", "evidently", "pandas", "numpy")
@@ -176,9 +177,7 @@ def _write_docs(results: Results) -> None:
         f"Measured on {machine['cores']} cores and {machine['memory_gib']} GiB ({machine['system']}), the broker on "
         f"the same machine; Python {machine['python']}, {libraries}. Runs: {'; '.join(runs)}.",
     ]
-    text = DOCS.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    DOCS.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
+    rewrite(DOCS, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from bench.doc import rewrite
 from monitor.measure._scored import compute, scored_rows
 from monitor.measure.estimate import Estimate, Estimator, estimate, fit_estimator
 from monitor.measure.scores import metrics_for
@@ -27,7 +28,6 @@ from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "estimates.json"
 DOC = ROOT / "docs" / "estimated-performance.md"
-BEGIN, END = "<!-- tables: made by bench/estimates.py -->", "<!-- end of tables -->"
 CAR_LOAN = "nannyml_synthetic_car_loan.parquet"
 NOT_FEATURES = {"id", "timestamp", "period", "y_true", "y_pred", "y_pred_proba"}
 THEIRS = {"f1_macro": "f1"}
@@ -231,13 +231,6 @@ def _show(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}" if value < 1 else f"{value:.1f}"
 
 
-def write_doc(results: dict[str, Any]) -> None:
-    text = DOC.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOC.write_text(f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help=f"folder with {CAR_LOAN}")
@@ -250,7 +243,7 @@ def main() -> None:
         results |= against_nannyml(options.data, options.nannyml)
     results |= {"coverage": all_coverages()}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_doc(results)
+    rewrite(DOC, table(results).rstrip())
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.doc import rewrite
 from tests.broker import Broker
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "streams.json"
 DOC = ROOT / "docs" / "real-streams.md"
-BEGIN, END = "<!-- tables: made by bench/streams.py -->", "<!-- end of tables -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,6 @@ def _show(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def write_doc(results: dict[str, dict[str, Any]]) -> None:
-    text = DOC.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOC.write_text(f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the recorded tables")
@@ -120,7 +113,7 @@ def main() -> None:
                 results[stream.name] = run(stream, options.data, broker.bootstrap)
                 ordered = {s.name: results[s.name] for s in STREAMS if s.name in results}
                 RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
-                write_doc(ordered)
+                rewrite(DOC, table(ordered).rstrip())
 
 
 if __name__ == "__main__":

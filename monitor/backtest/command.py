@@ -11,10 +11,10 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from monitor.backtest.closed_loop import CannotTrain
 from monitor.backtest.page import render
-from monitor.backtest.run import Found, Options, backtest
+from monitor.backtest.run import Options, backtest
 from monitor.backtest.show import show
+from monitor.backtest.trainings import CannotTrain
 from monitor.errors import ConfigError
 
 PLAIN_WIDTH = 160
@@ -34,22 +34,18 @@ def carry_out(options: Options, json_path: Path | None, html_path: Path | None) 
                 tasks[name] = bars.add_task(name, total=total)
             bars.update(tasks[name], completed=done)
 
-        found = _run(options, Path(folder), progress)
+        try:
+            document = backtest(options, Path(folder), progress)
+        except CannotTrain as exc:
+            raise ConfigError([str(exc)]) from exc
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    show(found.document, console)
+    show(document, console)
     if json_path is not None:
-        json_path.write_text(json.dumps(found.document, indent=1) + "\n", encoding="utf-8")
+        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if html_path is not None:
-        html_path.write_text(render(found.document), encoding="utf-8")
+        html_path.write_text(render(document), encoding="utf-8")
     for path in (json_path, html_path):
         if path is not None:
             console.print(f"written: {path}")
-
-
-def _run(options: Options, folder: Path, progress: object) -> Found:
-    try:
-        return backtest(options, folder, progress)  # type: ignore[arg-type]
-    except CannotTrain as exc:
-        raise ConfigError([str(exc)]) from exc

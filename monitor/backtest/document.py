@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from monitor.backtest.closed_loop import PolicyResult
 from monitor.backtest.history import History
+from monitor.backtest.policies import PolicyResult, share_of_the_way
 from monitor.backtest.replay import Replayed
 from monitor.ledger import REQUESTED
 from monitor.measure.scores import SCORES
@@ -22,14 +23,24 @@ from monitor.rules import Phase
 FORMAT = "driftd-backtest/1"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One configuration: its name, what was swept in it, and what it did."""
+
+    name: str
+    swept: Mapping[str, Any]
+    plan: ModelPlan
+    replayed: Replayed
+
+
 def document(
     history: History,
     plan: ModelPlan,
-    runs: Sequence[tuple[str, Mapping[str, Any], ModelPlan, Replayed]],
+    runs: Sequence[Run],
     changes: Sequence[datetime],
     closed: Sequence[PolicyResult] = (),
 ) -> dict[str, Any]:
-    """`runs`: name, what was swept, plan and result of each configuration; `closed`: one entry per policy."""
+    """`runs`: one entry per configuration; `closed`: one per policy."""
     metric, size = plan.metrics[0], plan.windows.size
     return {
         "format": FORMAT,
@@ -47,25 +58,19 @@ def document(
             "better": SCORES[metric].better.value,
             "changes": [c.isoformat() for c in changes],
         },
-        "runs": [_run(name, swept, p, found, changes, size) for name, swept, p, found in runs],
+        "runs": [_run(run, changes, size) for run in runs],
         "closed_loop": _closed_loop(history, plan, closed) if closed else None,
     }
 
 
-def _run(
-    name: str,
-    swept: Mapping[str, Any],
-    plan: ModelPlan,
-    found: Replayed,
-    changes: Sequence[datetime],
-    size: timedelta,
-) -> dict[str, Any]:
+def _run(run: Run, changes: Sequence[datetime], size: timedelta) -> dict[str, Any]:
+    found, plan = run.replayed, run.plan
     outcomes = Counter(d.outcome for d in found.decisions)
     requested = outcomes.pop(REQUESTED, 0)
     measured = len(found.windows)
     return {
-        "name": name,
-        "settings": dict(swept),
+        "name": run.name,
+        "settings": dict(run.swept),
         "windows": {"measured": measured, "final": sum(w.final_at is not None for w in found.windows)},
         "rules": [_rule(rule, found, measured) for rule in plan.rules],
         "retrains": {
@@ -157,15 +162,10 @@ def _closed_loop(history: History, plan: ModelPlan, policies: Sequence[PolicyRes
         "metric": metric,
         "better": SCORES[metric].better.value,
         "window_ends": [end.isoformat() for _, end in history.windows(plan.windows.size)],
-        "policies": [{**p.to_json(), "share_of_the_way": _way(p.performance, never, every)} for p in policies],
+        "policies": [
+            {**p.to_json(), "share_of_the_way": share_of_the_way(p.performance, never, every)} for p in policies
+        ],
     }
-
-
-def _way(value: float | None, never: float | None, every: float | None) -> float | None:
-    """Of the way from never retraining (0) to retraining at every window (1)."""
-    if value is None or never is None or every is None or every == never:
-        return None
-    return (value - never) / (every - never)
 
 
 def _per_thousand(count: int, windows: int) -> float | None:

@@ -20,11 +20,12 @@ from monitor.demo.world import World
 from monitor.errors import ConfigError
 from monitor.event_columns import UTC_US
 from monitor.events import Limits, decode, empty_frame
+from monitor.join import first_predictions, last_labels
 from monitor.lake import Lake, Table
 from monitor.sources import Stream
 from monitor.sources.files import FileSettings, FileSource
 from monitor.windows import window_start
-from retrain.schema import ModelSchema
+from retrain.schema import ModelSchema, Task
 
 BATCH_ROWS = 50_000
 TABLE_BEGINS = datetime(2000, 1, 1, tzinfo=UTC)
@@ -70,6 +71,13 @@ class History:
             return np.full(self.rows, np.datetime64("NaT"), dtype="datetime64[us]")
         return _numbers(pl.scan_parquet(self.path).select("label_ts").collect()["label_ts"])
 
+    @cached_property
+    def labels(self) -> np.ndarray[Any, Any]:
+        """Per row, the label that came (number or text, None: never)."""
+        kind = pl.Float64 if self.schema.task is Task.REGRESSION else pl.String
+        column = pl.scan_parquet(self.path).select(pl.col("label").cast(kind)).collect()["label"]
+        return np.array(column.to_list(), dtype=object)
+
     def slice(self, first: int, last: int) -> pl.DataFrame:
         """Rows by position, `last` exclusive."""
         return pl.scan_parquet(self.path).slice(first, last - first).collect()
@@ -110,16 +118,7 @@ def from_lake(
     outcomes = lake.scan(Table.OUTCOMES, model, span)
     if outcomes is None:
         outcomes = pl.LazyFrame(schema={"prediction_id": pl.String, "label": pl.String, "label_ts": UTC_US})
-    labels = (
-        outcomes.select("prediction_id", "label", "label_ts")
-        .sort("label_ts", "label")
-        .unique("prediction_id", keep="last", maintain_order=True)
-    )
-    rows = (
-        predictions.sort("source_offset")
-        .unique("prediction_id", keep="first", maintain_order=True)
-        .join(labels, on="prediction_id", how="left")
-    )
+    rows = _with_labels(predictions, outcomes.select("prediction_id", "label", ts="label_ts"))
     return _kept(rows, schema, f"lake, {span[0]} to {span[1]}", folder, lateness)
 
 
@@ -145,14 +144,13 @@ def from_events(events: Path, schema: ModelSchema, limits: Limits, lateness: tim
         raise ConfigError([f"{events}: no prediction of model {schema.model!r} in its folder predictions{why}"])
     empty = empty_frame(Stream.LABELS, schema).lazy()
     labels = pl.scan_parquet(parts[Stream.LABELS], missing_columns="insert") if parts[Stream.LABELS] else empty
-    newest = (
-        labels.select("prediction_id", "label", pl.col("ts").alias("label_ts"))
-        .sort("label_ts", "label")
-        .unique("prediction_id", keep="last", maintain_order=True)
-    )
     predictions = pl.scan_parquet(parts[Stream.PREDICTIONS], missing_columns="insert")
-    rows = predictions.unique("prediction_id", keep="first", maintain_order=True)
-    return _kept(rows.join(newest, on="prediction_id", how="left"), schema, str(events), folder, lateness)
+    return _kept(_with_labels(predictions, labels), schema, str(events), folder, lateness)
+
+
+def _with_labels(predictions: pl.LazyFrame, labels: pl.LazyFrame) -> pl.LazyFrame:
+    newest = last_labels(labels).select("prediction_id", "label", label_ts="ts")
+    return first_predictions(predictions).join(newest, on="prediction_id", how="left")
 
 
 def from_table(

@@ -30,6 +30,7 @@ from monitor.metrics import Metrics
 from monitor.plan import ModelPlan
 from monitor.reference import read_file, to_lake_columns
 from monitor.rules import Transition
+from monitor.windows import WindowPolicy
 from retrain.database import open_engine
 from retrain.request import RetrainRequest
 
@@ -48,6 +49,10 @@ class Event:
     at: datetime
     step: Step
     key: WindowKey
+
+
+Measured = dict[tuple[WindowKey, Step], tuple[Measurement, ...]]
+"""What configurations that measure alike have measured already."""
 
 
 class Rows(Protocol):
@@ -76,7 +81,6 @@ class WindowResult:
     drop: float | None = None
     estimated: float | None = None
     drift_share: float | None = None
-    closed_at: datetime | None = None
     final_at: datetime | None = None
 
 
@@ -101,7 +105,7 @@ class Replay:
         rows: Rows,
         job_history: JobHistoryOf,
         on_request: Callable[[RetrainRequest, datetime], None] = lambda _request, _at: None,
-        measured: dict[tuple[WindowKey, Step], tuple[Measurement, ...]] | None = None,
+        measured: Measured | None = None,
     ):
         self._plan = plan
         self._history = history
@@ -150,10 +154,10 @@ class Replay:
         for version, rows in _by_version(frame):
             key = WindowKey(self._plan.model, version, start, end)
             found = self._measure(key, Step.CLOSED, partial(self._unlabelled, rows, version))
-            self._note_closed(key, rows.height, found, at)
+            self._note_closed(key, rows.height, found)
             self._rows.noted(Event(at, Step.CLOSED, key))
             self._decide(key, found, at)
-            if (final := self.final_at(rows, at, end)) is not None:
+            if (final := final_at(rows, at, end, self._plan.windows, self._history.until)) is not None:
                 yield Event(final, Step.FINAL, key)
 
     def _unlabelled(self, rows: pl.DataFrame, version: str) -> list[Measurement]:
@@ -191,19 +195,8 @@ class Replay:
             self._ledger.mark_dispatched(request.id)
             self._on_request(request, at)
 
-    def final_at(self, rows: pl.DataFrame, closed: datetime, end: datetime) -> datetime | None:
-        """When coverage suffices, or the longest delay has passed; None when history ends before."""
-        policy = self._plan.windows
-        came = rows.filter(pl.col("label").is_not_null())["label_ts"].sort()
-        needed = max(1, math.ceil(policy.min_coverage * rows.height - 1e-9))
-        covered: datetime | None = max(closed, came[needed - 1]) if needed <= came.len() else None
-        given_up = end + policy.max_delay + policy.lateness
-        if covered is not None and covered <= given_up:
-            return covered
-        return given_up if end + policy.max_delay <= self._history.until else covered
-
-    def _note_closed(self, key: WindowKey, rows: int, found: Sequence[Measurement], at: datetime) -> None:
-        result = self._found[key] = WindowResult(key, rows, closed_at=at)
+    def _note_closed(self, key: WindowKey, rows: int, found: Sequence[Measurement]) -> None:
+        result = self._found[key] = WindowResult(key, rows)
         metric = self._plan.metrics[0]
         for m in found:
             if m.measure is Measure.DRIFT_SHARE:
@@ -222,6 +215,20 @@ class Replay:
                 result.lower, result.upper = m.interval or (None, None)
             elif m.measure is Measure.PERFORMANCE_DROP:
                 result.drop = m.value
+
+
+def final_at(
+    rows: pl.DataFrame, closed: datetime, end: datetime, policy: WindowPolicy, until: datetime
+) -> datetime | None:
+    """When the labels of a window (`rows`, closed at `closed`) cover enough of it, or the longest delay has passed;
+    None when history, known `until` then, ends before."""
+    came = rows.filter(pl.col("label").is_not_null())["label_ts"].sort()
+    needed = max(1, math.ceil(policy.min_coverage * rows.height - 1e-9))
+    covered: datetime | None = max(closed, came[needed - 1]) if needed <= came.len() else None
+    given_up = end + policy.max_delay + policy.lateness
+    if covered is not None and covered <= given_up:
+        return covered
+    return given_up if end + policy.max_delay <= until else covered
 
 
 def _by_version(frame: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

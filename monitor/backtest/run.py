@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from monitor.backtest.closed_loop import (
-    PolicyResult,
-    Serving,
-    Trainings,
-    Version,
-    first_version,
-    result_of,
-    run_plain,
-)
-from monitor.backtest.document import document
+from monitor.backtest.document import Run, document
 from monitor.backtest.history import History, from_events, from_lake, from_table
-from monitor.backtest.replay import RecordedRows, Replay, Replayed
-from monitor.config import LoadedConfig, from_dict, load
+from monitor.backtest.jobs import SimulatedJobs
+from monitor.backtest.policies import PolicyResult, run_driftd, run_plain, spread
+from monitor.backtest.replay import Measured, RecordedRows, Replay, Replayed
+from monitor.backtest.serving import Serving
+from monitor.backtest.trainings import Trainings, Version, first_version
+from monitor.config import from_dict, load
 from monitor.demo.world import World, WorldError, recorded
 from monitor.errors import ConfigError
 from monitor.events import Limits
 from monitor.explain import hint
 from monitor.lake import Lake
 from monitor.plan import ModelPlan, plans
-from monitor.triggers import JobHistory
+from monitor.sections import DEFAULT_RULES
 from retrain.schema import Task
 
 WINDOWS = 100
@@ -71,57 +66,45 @@ class Setting:
     plan: ModelPlan
 
 
-@dataclass(slots=True)
-class Found:
-    """A document, and what it was made of."""
+def backtest(options: Options, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Replay history through every configuration; the document that says what came of it (see `document`).
 
-    document: dict[str, Any]
-    history: History
-    settings: list[Setting]
-    policies: list[PolicyResult] = field(default_factory=list)
-
-
-def backtest(options: Options, folder: Path, progress: Progress) -> Found:
-    """Replay history through every configuration. Raises ConfigError for what cannot be used."""
+    Raises ConfigError for what cannot be used, CannotTrain when there is no first model to begin with.
+    """
     if options.stream is not None:
         settings, history = of_table(options, folder)
     else:
         settings, history = _of_config(options, folder)
-    changes = _changes(options.changes, history, settings[0].plan)
-    closed = options.closed_loop or history.training is not None
+    changes = _changes(options.changes, history)
     policies: list[PolicyResult] = []
-    runs: list[tuple[str, Mapping[str, Any], ModelPlan, Replayed]] = []
-    if closed:
-        policies, runs = _closed(settings, history, progress, compare=options.closed_loop)
+    if options.closed_loop or history.training is not None:
+        runs, policies = _closed(settings, history, progress, compare=options.closed_loop)
     else:
-        measured: dict[Any, Any] = {}
-        for setting in settings:
-            shared = measured if _measures_alike(settings) else None
-            found = _replayed(setting, history, progress, shared, warm_again=options.since is None)
-            runs.append((setting.name, setting.swept, setting.plan, found))
-    return Found(document(history, settings[0].plan, runs, changes, policies), history, settings, policies)
+        measured: Measured | None = {} if _measures_alike(settings) else None
+        runs = [
+            Run(s.name, s.swept, s.plan, _replayed(s, history, progress, measured, warm_again=options.since is None))
+            for s in settings
+        ]
+    return document(history, settings[0].plan, runs, changes, policies)
 
 
 def _replayed(
-    setting: Setting, history: History, progress: Progress, shared: dict[Any, Any] | None, *, warm_again: bool
+    setting: Setting, history: History, progress: Progress, measured: Measured | None, *, warm_again: bool
 ) -> Replayed:
-    rows = RecordedRows(history, setting.plan, warm_again=warm_again)
-    asked: list[datetime] = []
+    rows, jobs = RecordedRows(history, setting.plan, warm_again=warm_again), SimulatedJobs()
+    replay = Replay(setting.plan, history, rows, jobs.history, jobs.note, measured)
+    return replay.run(_on_window(setting.name, history, progress))
 
-    def job_history(_model: str, _since: datetime | None, now: datetime) -> JobHistory:
-        """Of jobs that are only imagined: each ends at once and leaves everything as it is."""
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        return JobHistory(last_ended_at=asked[-1] if asked else None, started_today=sum(at >= midnight for at in asked))
 
-    replay = Replay(setting.plan, history, rows, job_history, lambda _request, at: asked.append(at), shared)
+def _on_window(name: str, history: History, progress: Progress) -> Callable[[int], None]:
     seen = 0
 
-    def on_window(count: int) -> None:
+    def on_window(rows: int) -> None:
         nonlocal seen
-        seen += count
-        progress(setting.name, seen, history.rows)
+        seen += rows
+        progress(name, seen, history.rows)
 
-    return replay.run(on_window)
+    return on_window
 
 
 def _measures_alike(settings: Sequence[Setting]) -> bool:
@@ -139,7 +122,7 @@ def _measures_alike(settings: Sequence[Setting]) -> bool:
 
 def _closed(
     settings: Sequence[Setting], history: History, progress: Progress, *, compare: bool
-) -> tuple[list[PolicyResult], list[tuple[str, Mapping[str, Any], ModelPlan, Replayed]]]:
+) -> tuple[list[Run], list[PolicyResult]]:
     if history.training is None:
         raise ConfigError(["--closed-loop trains a first model: give a table (--stream) with rows before the stream"])
     plan = settings[0].plan
@@ -147,30 +130,14 @@ def _closed(
     progress("training the first model", 0, history.rows)
     first = first_version(plan, history, trainings)
     policies, runs = [], []
-    for setting in settings:
-        mine = trainings if setting.plan.retrain == plan.retrain else Trainings(setting.plan)
-        result = run_driftd(setting, history, mine, first, progress, act=compare)
+    for s in settings:
+        mine = trainings if s.plan.retrain == plan.retrain else Trainings(s.plan)
+        on_window = _on_window(s.name, history, progress)
+        result = run_driftd(s.name, s.plan, history, mine, first, on_window, act=compare)
         assert result.replayed is not None
-        runs.append((setting.name, setting.swept, setting.plan, result.replayed))
+        runs.append(Run(s.name, s.swept, s.plan, result.replayed))
         policies.append(result)
-    return (policies + _plain(plan, history, trainings, first, policies, progress) if compare else []), runs
-
-
-def run_driftd(
-    setting: Setting, history: History, trainings: Trainings, first: Version, progress: Progress, *, act: bool = True
-) -> PolicyResult:
-    """driftd over the stream; without `act` its requests are noted and nothing is trained."""
-    serving = Serving(setting.plan, history, trainings, first)
-    on_request = serving.retrain if act else serving.note
-    replay = Replay(setting.plan, history, serving, serving.job_history, on_request)
-    seen = 0
-
-    def on_window(count: int) -> None:
-        nonlocal seen
-        seen += count
-        progress(setting.name, seen, history.rows)
-
-    return result_of(setting.name, serving, setting.plan.metrics[0], replay.run(on_window))
+    return runs, policies + _plain(plan, history, trainings, first, policies, progress) if compare else []
 
 
 def _plain(
@@ -192,10 +159,8 @@ def _plain(
         return run_plain(name, Serving(plan, history, trainings, first), metric, watched)
 
     found = [plain("never", lambda _n: False)]
-    if driftd[0].trainings:
-        every = windows / (driftd[0].trainings + 1)
-        at = {round(every * n) - 1 for n in range(1, driftd[0].trainings + 1)}
-        found.append(plain(f"every {every:.3g} windows", lambda n: n in at))
+    if trained := driftd[0].trainings:
+        found.append(plain(f"every {windows / (trained + 1):.3g} windows", spread(windows, trained).__contains__))
     return [*found, plain("every window", lambda _n: True)]
 
 
@@ -242,10 +207,7 @@ def _table_document(world: World, window_rows: int, given: Mapping[str, Any], mo
         section["positive"] = schema.positive
     models = given.get("models", {})
     if models:
-        name = model or (next(iter(models)) if len(models) == 1 else None)
-        if name not in models:
-            known = ", ".join(sorted(models))
-            raise ConfigError([f"--model: which of the models is meant: {known}{hint(str(model), models)}"])
+        name = _which(models, model)
         kept = ("windows", "rules", "drift", "retrain", "metrics", "schedule", "new_labels")
         section |= {key: value for key, value in models[name].items() if key in kept}
     windows = dict(section.get("windows", {}))
@@ -257,7 +219,7 @@ def _of_config(options: Options, folder: Path) -> tuple[list[Setting], History]:
     if not options.configs:
         raise ConfigError(["give --config FILE, or a table with --stream and --target"])
     first = load(options.configs[0])
-    model = _which(first, options.model)
+    model = _which(first.schemas, options.model)
     settings = []
     for path in options.configs:
         settings += list(_swept(path.name, _document(path), model, options.sweep, path.parent))
@@ -271,12 +233,12 @@ def _of_config(options: Options, folder: Path) -> tuple[list[Setting], History]:
     return settings, from_lake(lake, schema, options.since, options.until, lateness, folder)
 
 
-def _which(loaded: LoadedConfig, model: str | None) -> str:
-    if model is None and len(loaded.schemas) == 1:
-        return next(iter(loaded.schemas))
-    if model is None or model not in loaded.schemas:
-        known = ", ".join(sorted(loaded.schemas))
-        raise ConfigError([f"--model: which of the models is meant: {known}{hint(str(model), loaded.schemas)}"])
+def _which(models: Collection[str], model: str | None) -> str:
+    if model is None and len(models) == 1:
+        return next(iter(models))
+    if model is None or model not in models:
+        known = ", ".join(sorted(models))
+        raise ConfigError([f"--model: which of the models is meant: {known}{hint(str(model), models)}"])
     return model
 
 
@@ -312,8 +274,6 @@ def _value(text: str) -> Any:
 
 def _changed(document: Mapping[str, Any], model: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The document with the model's keys replaced; rules that are swept and not written out are the defaults'."""
-    from monitor.sections import DEFAULT_RULES
-
     section = dict(document["models"][model])
     for key, value in chosen.items():
         path = key.split(".")
@@ -336,7 +296,7 @@ def _changed(document: Mapping[str, Any], model: str, chosen: Mapping[str, Any])
     return {**document, "models": {**document["models"], model: section}}
 
 
-def _changes(given: Sequence[str], history: History, plan: ModelPlan) -> list[datetime]:
+def _changes(given: Sequence[str], history: History) -> list[datetime]:
     """True change points: times, or (tables) row numbers of the file."""
     found = []
     for text in given:

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.backtest.closed_loop import Serving, Trainings, first_version
 from monitor.backtest.document import FORMAT
 from monitor.backtest.history import History
 from monitor.backtest.page import render
-from monitor.backtest.replay import Replay
+from monitor.backtest.replay import final_at
 from monitor.backtest.run import Options, backtest, of_table
+from monitor.backtest.serving import Serving
+from monitor.backtest.trainings import Trainings, first_version
 from monitor.config import from_dict
 from monitor.errors import ConfigError
 from monitor.measurement import WindowKey
 from monitor.plan import plans
-from monitor.triggers import JobHistory
 from monitor.windows import Maturity, WindowState, advance
 from retrain.request import RetrainRequest, TriggerKind
 
@@ -51,7 +51,7 @@ def found(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     options = Options(
         stream=table, target="label", window_rows=WINDOW, train_share=0.3, closed_loop=True, changes=(str(CHANGE),)
     )
-    return backtest(options, tmp_path_factory.mktemp("work"), silent).document
+    return backtest(options, tmp_path_factory.mktemp("work"), silent)
 
 
 def test_closed_loop_learns_the_change_and_the_fixed_model_does_not(found: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_no_job_knows_a_label_that_has_not_come(table: Path, tmp_path: Path) -> 
     assert stream.height == 850 + 1  # ten windows less a window and a half; the row at that very time included
     request = RetrainRequest("r", serving.plan.model, TriggerKind.MANUAL, "", {}, at)
     serving.retrain(request, at)
-    assert serving.jobs[0].at == at
+    assert next(iter(serving.jobs)).at == at
 
 
 def test_a_model_answers_only_rows_that_came_after_it(table: Path, tmp_path: Path) -> None:
@@ -136,9 +136,7 @@ def test_window_matures_when_the_daemon_would_say_so(delays: list[int | None], c
          "label_ts": [None if d is None else start + d * minute for d in delays]},
         schema={"label": pl.Float64, "label_ts": pl.Datetime("us", "UTC")},
     )  # fmt: skip
-    history = History("h", plan.schema, Path(), np.array([]), start + timedelta(days=2), 0)
-    replay = Replay(plan, history, None, lambda _m, _s, _n: JobHistory())  # type: ignore[arg-type]
-    found = replay.final_at(rows, end, end)
+    found = final_at(rows, end, end, plan.windows, until=start + timedelta(days=2))
     key = WindowKey("m", "1", start, end)
     expected = next(
         at
@@ -154,7 +152,7 @@ def test_window_matures_when_the_daemon_would_say_so(delays: list[int | None], c
 def test_settings_are_swept_side_by_side(table: Path, tmp_path: Path) -> None:
     sweep = ("rules.performance_drop.above=0.05,0.9", "rules.performance_drop.for=1 of 1 windows")
     options = Options(stream=table, target="label", window_rows=WINDOW, train_share=0.2, sweep=sweep)
-    runs = backtest(options, tmp_path, silent).document["runs"]
+    runs = backtest(options, tmp_path, silent)["runs"]
     assert [r["settings"]["rules.performance_drop.above"] for r in runs] == [0.05, 0.9]
     fired = [{rule["rule"]: rule["fired"] for rule in run["rules"]}["performance_drop"] for run in runs]
     assert fired[0] >= 1

@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bench import decisions
-from bench.decisions import DRIFTD, EVERY, NEVER, RECORDED, UNGATED, Quiet, quiet_rows, spread
-from bench.detectors import DETECTORS, Columns, ErrorDetector, Preset, Seen
+from bench.decisions import policies, streams, tables
+from bench.decisions.detectors import DETECTORS, Columns, ErrorDetector, Preset, Seen
+from bench.decisions.policies import DRIFTD, EVERY, NEVER, SLIDING, UNGATED
+from bench.decisions.streams import RECORDED, Quiet, quiet_rows
+from bench.doc import BEGIN, END, rewrite
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 SCHEMA = ModelSchema(
@@ -94,7 +96,7 @@ def test_quiet_rows_are_the_same_for_a_seed_and_no_others() -> None:
 
 def test_a_quiet_stream_has_the_windows_that_were_asked_for(tmp_path: Path) -> None:
     stream = Quiet(3, 40, 7)
-    setting, history = decisions.opened_quiet(stream, 0, tmp_path)
+    setting, history = streams.opened_quiet(stream, 0, tmp_path)
     windows = list(history.windows(setting.plan.windows.size))
     assert (len(windows), history.training_rows, history.rows) == (7, stream.training_rows, 280)
 
@@ -109,16 +111,11 @@ def test_errors_come_in_the_order_of_their_labels() -> None:
             "label_ts": [begin + timedelta(hours=h) if h else None for h in (9, 2, None, 1)],
         }
     )
-    errors = decisions._errors(rows, Task.BINARY)
-    came, waiting = decisions._come([errors], begin + timedelta(hours=3))
+    errors = policies._errors(rows, Task.BINARY)
+    came, waiting = policies._come([errors], begin + timedelta(hours=3))
     assert came["error"].to_list() == [1.0, 1.0]
     assert came["label_ts"].is_sorted()
     assert waiting[0]["error"].to_list() == [0.0]
-
-
-@pytest.mark.parametrize(("windows", "trainings", "at"), [(10, 1, {4}), (12, 3, {2, 5, 8}), (5, 0, set())])
-def test_periodic_trainings_are_spread_evenly(windows: int, trainings: int, at: set[int]) -> None:
-    assert spread(windows, trainings) == at
 
 
 # -- tables
@@ -146,8 +143,9 @@ def results() -> dict:
         "measured_at": "then",
         "code": "c0de",
     }
-    policies = {
+    mine = {
         EVERY: policy(0.9, {}, 19),
+        SLIDING: policy(0.7, {}, 19),
         NEVER: policy(0.5, {}),
         DRIFTD: policy(0.8, {"performance_drop": [3.0, 9.5], "features_drift": []}, 2),
         "ADWIN": policy(0.7, {"ADWIN": [12.25]}, 1),
@@ -161,57 +159,61 @@ def results() -> dict:
         "code": "c0de",
     }
     return {
-        "SEA": {**found, "policies": policies, "evidently_checked": 2},
-        decisions.QUIET[0].name: {**quiet, "policies": {DRIFTD: policies[DRIFTD]}},
+        "SEA": {**found, "policies": mine, "evidently_checked": 2},
+        streams.QUIET[0].name: {**quiet, "policies": {DRIFTD: mine[DRIFTD]}},
     }
 
 
 def test_the_table_names_the_way_the_alarms_and_the_delays(results: dict) -> None:
-    driftd, adwin, never, every = decisions.recorded_table(results)
+    driftd, adwin, never, sliding, every = tables.recorded_table(results)
     assert driftd == (
-        "SEA (accuracy, more is better)", "driftd", "20", "2", "2", "0.800", "75%",
+        "SEA (accuracy, more is better)", "driftd", "20", "2", "2", "0.800", "150%", "75%",
         "performance_drop 100.0; features_drift 0.0",
         "performance_drop 1.5, none; features_drift none, none",
         "performance_drop 1; features_drift 0",
     )  # fmt: skip
-    assert adwin[1:] == ("ADWIN", "20", "1", "1", "0.700", "50%", "50.0", "none, 0.2", "0")
-    assert never[-4:] == ("0%", "-", "-", "-")
-    assert every[-4:] == ("100%", "-", "-", "-")
+    assert adwin[1:] == ("ADWIN", "20", "1", "1", "0.700", "100%", "50%", "50.0", "none, 0.2", "0")
+    assert never[-5:] == ("0%", "0%", "-", "-", "-")
+    assert sliding[-5:] == ("100%", "50%", "-", "-", "-")
+    assert every[-5:] == ("200%", "100%", "-", "-", "-")
 
 
 def test_the_quiet_table_counts_alarms_and_retrains_per_thousand_windows(results: dict) -> None:
-    [row] = decisions.quiet_table(results)
+    [row] = tables.quiet_table(results)
     assert row[2:] == ("1000", "performance_drop 2.0; features_drift 0.0", "2.0")
 
 
 def test_curves_are_in_tenths_of_the_stream(results: dict) -> None:
-    rows = decisions.curve(results["SEA"])
+    rows = tables.curve(results["SEA"])
     assert len(rows) == 10
-    assert rows[0] == ("1-2", "0.800", "0.700", "0.500", "0.900")
+    assert rows[0] == ("1-2", "0.800", "0.700", "0.500", "0.700", "0.900")
 
 
 def test_only_the_tables_of_the_doc_are_rewritten(results: dict, tmp_path: Path) -> None:
     doc = tmp_path / "doc.md"
-    doc.write_text(f"before\n{decisions.BEGIN}\nold\n{decisions.END}\nafter\n")
+    doc.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     kept = {"machine": {"python": "3.11", "libraries": {"river": "1"}}, "streams": results}
-    decisions.write_doc(kept, doc)
+    rewrite(doc, tables.markdown(kept))
     text = doc.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "### SEA: accuracy, more is better" in text
-    decisions.write_doc(kept, doc)
+    rewrite(doc, tables.markdown(kept))
     assert doc.read_text() == text
+    doc.write_text("no markers\n")
+    with pytest.raises(ValueError, match="which are not there"):
+        rewrite(doc, "new")
 
 
 def test_results_of_different_code_are_not_shown_as_one(results: dict) -> None:
     kept = {"machine": {"python": "3.11", "libraries": {}}, "streams": results}
-    assert "Code of driftd: c0de." in decisions.markdown(kept)
+    assert "Code of driftd: c0de." in tables.markdown(kept)
     results["SEA"]["code"] = "0ther"
-    assert "**Not all of the same code of driftd**: 0ther (SEA); c0de (quiet" in decisions.markdown(kept)
+    assert "**Not all of the same code of driftd**: 0ther (SEA); c0de (quiet" in tables.markdown(kept)
 
 
 def test_every_change_lies_in_its_stream_and_names_are_unique() -> None:
-    assert len(decisions.STREAMS) == len(RECORDED) + len(decisions.QUIET)
+    assert len(streams.STREAMS) == len(RECORDED) + len(streams.QUIET)
     assert all(list(s.changes) == sorted(s.changes) for s in RECORDED)
-    assert UNGATED in decisions.POLICIES
+    assert UNGATED in policies.POLICIES

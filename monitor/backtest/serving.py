@@ -1,24 +1,23 @@
-"""The loop closed: requests train, gates decide, and the stream is scored again by the model in force.
+"""The stream answered by the models in force, and what becomes of each retrain request.
 
 Invariant: a model answers only rows that came after it was made, and is trained only on labels that had come by then.
-Snapshot rule, trainer, contest and gates are those of a retrain job; what is left out is MLflow and the job's process.
+Snapshot rule, contest and gates are those of a retrain job; what is left out is MLflow and the job's process.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from monitor.backtest.history import History, naive
-from monitor.backtest.replay import Event, Replayed, Step, yardstick_on
+from monitor.backtest.jobs import SimulatedJob, SimulatedJobs
+from monitor.backtest.replay import Event, Step, yardstick_on
+from monitor.backtest.trainings import Trainings, Version, training_rows
 from monitor.measure.yardstick import Yardstick
 from monitor.plan import ModelPlan
 from monitor.triggers import JobHistory
@@ -26,86 +25,16 @@ from retrain import contest
 from retrain.evaluate import Side, score
 from retrain.frame import features_frame
 from retrain.gates import Reject, SmokeTest, decide
-from retrain.model_files import LoadedModel, load_model
 from retrain.outcomes import columns_of
 from retrain.publish import reference_rows
-from retrain.quality import measure
+from retrain.quality import Predictions, measure
 from retrain.request import RetrainRequest, TriggerKind
-from retrain.schema import ModelSchema, Task
+from retrain.schema import Task
 from retrain.snapshot import TooLittle, split
 from retrain.spec import JobSpec
-from retrain.trainer import TrainContext, Trained, run_trainer
-from retrain.trainer_process import call_trainer
 from retrain.watch import compare_watched
 
 Array = np.ndarray[Any, Any]
-FIRST = "1"
-
-
-class CannotTrain(ValueError):
-    """No first model can be made; the text says why."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Version:
-    """A model that was in force. `reference`: its holdout with what it said about it."""
-
-    name: str
-    model: LoadedModel
-    reference: pl.DataFrame | None
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedJob:
-    """A job that takes no time. `state`: promoted, rejected or rolled_back; `detail` says why."""
-
-    at: datetime
-    state: str
-    detail: str
-    version: str | None
-    trained: bool = True
-
-
-class Trainings:
-    """Trains as a job would, each set of rows once: policies that train at the same time get the same model."""
-
-    def __init__(self, plan: ModelPlan):
-        self._plan = plan
-        self._made: dict[tuple[int, ...], LoadedModel] = {}
-
-    def spec(self, request: RetrainRequest, folder: str = "") -> JobSpec:
-        return JobSpec(request, self._plan.schema, "", "", self._plan.registered_model, folder, self._plan.retrain)
-
-    def fit(self, rows: pl.DataFrame, key: tuple[int, ...]) -> LoadedModel | str:
-        """A model of these rows, or why there is none. `key` tells sets of rows apart."""
-        if key not in self._made:
-            found = self._run_command(rows) if self._plan.retrain.command else self._call(rows)
-            if isinstance(found, str):
-                return found
-            self._made[key] = found
-        return self._made[key]
-
-    def _call(self, rows: pl.DataFrame) -> LoadedModel | str:
-        config, schema = self._plan.retrain, self._plan.schema
-        if schema.task is not Task.REGRESSION and rows["label"].n_unique() < 2:
-            return f"all {rows.height} training rows have the label {rows['label'][0]!r}"
-        with tempfile.TemporaryDirectory() as folder:
-            context = TrainContext(schema, config.seed, dict(config.parameters), Path(folder))
-            try:
-                estimator, _, _ = call_trainer(config.trainer, rows, context)
-            except Exception as exc:  # noqa: BLE001 - the user's code: a failed job, not a failed backtest
-                return f"the trainer raised {type(exc).__name__}: {exc}"[:300]
-        return LoadedModel(estimator, {f.name: f.kind.value for f in schema.features})
-
-    def _run_command(self, rows: pl.DataFrame) -> LoadedModel | str:
-        with tempfile.TemporaryDirectory() as folder:
-            request = RetrainRequest("backtest", self._plan.model, TriggerKind.MANUAL, "", {}, datetime.now(UTC))
-            spec = self.spec(request, folder)
-            spec.job_dir.mkdir(parents=True)
-            path = spec.job_dir / "train.parquet"
-            rows.write_parquet(path)
-            trained = run_trainer(spec, path, os.environ)
-            return load_model(trained.model_dir) if isinstance(trained, Trained) else trained.message
 
 
 class Serving:
@@ -116,7 +45,7 @@ class Serving:
         self.history = history
         self.trainings = trainings
         self.versions = {first.name: first}
-        self.jobs: list[SimulatedJob] = []
+        self.jobs = SimulatedJobs()
         self._force = first.name
         self._previous: str | None = None
         self._watching = False
@@ -127,7 +56,7 @@ class Serving:
         self._scores: Array = np.full((history.rows, len(plan.schema.score_columns)), np.nan)
         self._by: Array = np.zeros(history.rows, dtype=np.int32)
         self._yardsticks: dict[str, Yardstick] = {}
-        self._training = _training_rows(history, plan.schema)
+        self._training = training_rows(history, plan.schema)
 
     # -- rows
 
@@ -197,12 +126,12 @@ class Serving:
         rows, key = self.labelled(at)
         model = self.trainings.fit(rows, key)
         if isinstance(model, str):
-            self.jobs.append(SimulatedJob(at, "rejected", model, None))
+            self.jobs.add(SimulatedJob(at, "rejected", model, None))
             return
         name = self._name()
         self.versions[name] = Version(name, model, None)
         self._force = name
-        self.jobs.append(SimulatedJob(at, "promoted", "", name))
+        self.jobs.add(SimulatedJob(at, "promoted", "", name))
 
     def retrain(self, request: RetrainRequest, at: datetime) -> None:
         """A retrain job: snapshot, training, contest, gates, and promotion if it has earned it."""
@@ -212,17 +141,17 @@ class Serving:
         spec = self.trainings.spec(request)
         parts = split(rows, spec)
         if isinstance(parts, TooLittle):
-            self.jobs.append(SimulatedJob(at, "rejected", parts.reason, None, trained=False))
+            self.jobs.add(SimulatedJob(at, "rejected", parts.reason, None, trained=False))
             return
         train, holdout = parts
         model = self.trainings.fit(train, (*key, train.height))
         if isinstance(model, str):
-            self.jobs.append(SimulatedJob(at, "rejected", model, None))
+            self.jobs.add(SimulatedJob(at, "rejected", model, None))
             return
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
         decision, detail = self._contest(spec, holdout, ours)
         if not decision:
-            self.jobs.append(SimulatedJob(at, "rejected", detail, None))
+            self.jobs.add(SimulatedJob(at, "rejected", detail, None))
             return
         if spec.config.refit:
             again = self.trainings.fit(rows, key)
@@ -230,11 +159,7 @@ class Serving:
         name = self._name()
         self.versions[name] = Version(name, model, reference_rows(holdout, ours, spec.schema))
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0
-        self.jobs.append(SimulatedJob(at, "promoted", detail, name))
-
-    def note(self, _request: RetrainRequest, at: datetime) -> None:
-        """A job that is only imagined: it ends at once and leaves everything as it is."""
-        self.jobs.append(SimulatedJob(at, "noted", "", None, trained=False))
+        self.jobs.add(SimulatedJob(at, "promoted", detail, name))
 
     def _contest(self, spec: JobSpec, holdout: pl.DataFrame, ours: Side) -> tuple[bool, str]:
         champion = self.versions[self._force]
@@ -268,31 +193,19 @@ class Serving:
         if verdict.worse:
             self.serve(at)
             self._force = self._previous
-            promoted = max(n for n, job in enumerate(self.jobs) if job.state == "promoted")
-            self.jobs[promoted] = replace(self.jobs[promoted], state="rolled_back", detail=verdict.detail)
+            self.jobs.roll_back(verdict.detail)
 
     def _name(self) -> str:
         self._last_name += 1
         return str(self._last_name)
 
-    # -- what triggers are told
+    @property
+    def champion(self) -> str:
+        """The version in force."""
+        return self._force
 
-    def job_history(self, _model: str, since: datetime | None, now: datetime) -> JobHistory:
-        """As `supervisor.job_history` reads it from the control database."""
-        rejected = 0
-        for job in reversed(self.jobs):
-            if job.state != "rejected" or (since is not None and job.at < since):
-                break
-            rejected += 1
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        return JobHistory(
-            last_ended_at=self.jobs[-1].at if self.jobs else None,
-            last_ended_state=self.jobs[-1].state if self.jobs else None,
-            started_today=sum(job.at >= midnight for job in self.jobs),
-            rejected_in_a_row=rejected,
-            champion=self._force,
-            gained=next((j.state for j in reversed(self.jobs) if j.state != "rejected"), "") == "promoted",
-        )
+    def job_history(self, model: str, since: datetime | None, now: datetime) -> JobHistory:
+        return replace(self.jobs.history(model, since, now), champion=self._force)
 
     # -- how good it was
 
@@ -301,7 +214,7 @@ class Serving:
     ) -> tuple[float | None, list[float | None]]:
         """Of what was answered in `windows`, over all rows and per window, against the labels that ever came."""
         spans = list(windows)
-        labels = self.history_labels()
+        labels = self.history.labels
         found, every = [], []
         for start, end in spans:
             self.serve(end)
@@ -312,8 +225,6 @@ class Serving:
         return self._measure(np.concatenate(every) if every else np.array([], int), labels, metric), found
 
     def _measure(self, at: Array, labels: Array, metric: str) -> float | None:
-        from retrain.quality import Predictions
-
         if not len(at):
             return None
         numeric = self.plan.schema.task is Task.REGRESSION
@@ -324,86 +235,7 @@ class Serving:
         truth = labels[at].astype(float) if numeric else labels[at]
         return measure(metric, truth, Predictions(self._answers[at], given), self.plan.schema)
 
-    def history_labels(self) -> Array:
-        numeric = self.plan.schema.task is Task.REGRESSION
-        column = pl.scan_parquet(self.history.path).select("label").collect()["label"]
-        values = column.cast(pl.Float64 if numeric else pl.String).to_list()
-        return np.array(values, dtype=object)
-
     def served_by(self, start: datetime, end: datetime) -> str:
         """The version that answered last in a window."""
         _, b = self.history.positions(start, end)
         return str(self._by[b - 1])
-
-
-def first_version(plan: ModelPlan, history: History, trainings: Trainings) -> Version:
-    """The model that serves in the beginning, trained on what lies before the stream; its reference is the newest 30 %
-    of that, which it is judged on and, like a registered first model, not trained on."""
-    training = _training_rows(history, plan.schema)
-    cut = int(training.height * 0.7)
-    model = trainings.fit(training[:cut], (cut,)) if training.height else "there are no rows before the stream"
-    if isinstance(model, str):
-        raise CannotTrain(f"the first model cannot be trained: {model}")
-    held = training[cut:]
-    side = score(model, held, plan.schema, source="first")
-    if plan.retrain.refit:
-        again = trainings.fit(training, (training.height,))
-        model = model if isinstance(again, str) else again
-    return Version(FIRST, model, reference_rows(held, side, plan.schema))
-
-
-def _training_rows(history: History, schema: ModelSchema) -> pl.DataFrame:
-    if history.training is None:
-        return pl.DataFrame()
-    return history.training.select(c for c in columns_of(schema) if c in history.training.columns)
-
-
-@dataclass(slots=True)
-class PolicyResult:
-    """One way of deciding when to train, on the same rows as the others. `trainings` counts challengers too."""
-
-    name: str
-    trainings: int
-    promoted: int
-    performance: float | None
-    windows: list[float | None] = field(default_factory=list)
-    versions: list[str] = field(default_factory=list)
-    jobs: list[SimulatedJob] = field(default_factory=list)
-    replayed: Replayed | None = None
-
-    def to_json(self) -> Mapping[str, Any]:
-        return {
-            "name": self.name,
-            "trainings": self.trainings,
-            "promoted": self.promoted,
-            "performance": self.performance,
-            "windows": self.windows,
-            "versions": self.versions,
-            "jobs": [
-                {"at": j.at.isoformat(), "state": j.state, "detail": j.detail, "version": j.version} for j in self.jobs
-            ],
-        }
-
-
-def result_of(name: str, serving: Serving, metric: str, replayed: Replayed | None = None) -> PolicyResult:
-    windows = list(serving.history.windows(serving.plan.windows.size))
-    overall, each = serving.performance(windows, metric)
-    return PolicyResult(
-        name=name,
-        trainings=sum(job.trained for job in serving.jobs),
-        promoted=sum(job.state == "promoted" for job in serving.jobs),
-        performance=overall,
-        windows=each,
-        versions=[serving.served_by(*w) for w in windows],
-        jobs=serving.jobs,
-        replayed=replayed,
-    )
-
-
-def run_plain(name: str, serving: Serving, metric: str, wanted: Callable[[int], bool]) -> PolicyResult:
-    """Plain retraining at the end of each window of which `wanted` (its number, from 0) is true."""
-    windows = list(serving.history.windows(serving.plan.windows.size))
-    for n, (_, end) in enumerate(windows[:-1]):
-        if wanted(n):
-            serving.replace_now(end + serving.plan.windows.lateness)
-    return result_of(name, serving, metric)

@@ -1,0 +1,1 @@
+"""driftd's defaults against what people use instead: docs/decisions-quality.md."""
