@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from monitor.ledger import REQUESTED, Ledger
-from monitor.rules import Phase
+from monitor.phases import Phase
 from retrain.states import JobState
 from retrain.store import Store
 

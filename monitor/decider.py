@@ -16,9 +16,10 @@ from monitor.judging import Records, RuleRecord, firing, judge_windows
 from monitor.ledger import Ledger, Round
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
+from monitor.phases import Phase, Transition
 from monitor.plan import ModelPlan
 from monitor.reasons import what_changed, what_drifted
-from monitor.rules import Action, Phase, Transition, Verdict
+from monitor.rules import Action, Verdict
 from monitor.triggers import BURST, Cause, JobHistory, Suppressed, decide, follow_up_due, request_id
 from retrain.request import RetrainRequest, TriggerKind
 

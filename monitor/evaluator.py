@@ -24,9 +24,9 @@ from monitor.measurement import Measure, WindowKey
 from monitor.measurement_table import to_rows, windows_in
 from monitor.metrics import Metrics
 from monitor.outcomes import ROWS, OutcomeWriter
+from monitor.phases import Phase
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
-from monitor.rules import Phase
 from monitor.triggers import Cause, Suppressed
 from monitor.windows import superseded
 from monitor.workers import Workers

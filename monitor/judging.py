@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from monitor.measurement import Measure, Measurement, WindowKey
-from monitor.rules import Phase, Rule, RuleState, Transition, Verdict, explain, judge, step
+from monitor.phases import Phase, RuleState, Transition, explain, step
+from monitor.rules import Rule, Verdict, judge
 
 _COUNTS = (Measure.VOLUME, Measure.LABEL_COVERAGE)
 """Measures that say something about a window however few rows it has."""

@@ -31,7 +31,8 @@ from sqlalchemy.exc import IntegrityError
 
 from monitor.judging import RuleRecord
 from monitor.lake import Conflict
-from monitor.rules import Phase, RuleState, Transition, Verdict
+from monitor.phases import Phase, RuleState, Transition
+from monitor.rules import Verdict
 from monitor.triggers import Suppressed
 from retrain.database import UtcDateTime, create_tables, metadata, reading, writing
 from retrain.request import RetrainRequest

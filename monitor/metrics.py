@@ -15,8 +15,9 @@ from prometheus_client.registry import Collector
 
 from monitor.activity import ActivityKind
 from monitor.measurement import Measure, Measurement, WindowKey
+from monitor.phases import Phase
 from monitor.rejects import RejectReason
-from monitor.rules import Phase, Rule
+from monitor.rules import Rule
 from monitor.sources import Stream
 from monitor.triggers import SuppressReason
 from retrain.request import TriggerKind

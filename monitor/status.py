@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from monitor.ledger import REQUESTED, Decision, Ledger
-from monitor.rules import Phase
+from monitor.phases import Phase
 from retrain.states import IN_FLIGHT
 from retrain.store import AliasMove, Job, Store
 

@@ -29,7 +29,7 @@ from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import FIRST, Trainings, Version, first_version
 from monitor.measure.scores import SCORES
 from monitor.measurement import WindowKey
-from monitor.rules import Phase
+from monitor.phases import Phase
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.schema import Task
 

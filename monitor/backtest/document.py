@@ -17,8 +17,8 @@ from monitor.backtest.policies import PolicyResult, share_of_the_way
 from monitor.backtest.replay import Replayed
 from monitor.ledger import REQUESTED
 from monitor.measure.scores import SCORES
+from monitor.phases import Phase
 from monitor.plan import ModelPlan
-from monitor.rules import Phase
 
 FORMAT = "driftd-backtest/1"
 

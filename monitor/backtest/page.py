@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-_NONE = "\N{EN DASH}"
+from monitor.backtest.markup import (
+    NONE,
+    chart,
+    comparison,
+    duration,
+    folded,
+    is_number,
+    legend,
+    number,
+    percent,
+    sample,
+    table,
+    text,
+    time,
+    words,
+)
+
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_LONG = 12
-"""Rows a table may have to be shown unfolded."""
 _UNFOLDED_RUNS = 3
 _LINKED_RUNS = 6
 _HERE = Path(__file__).parent / "static"
 _WEB = Path(__file__).parents[1] / "web" / "static"
-_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _BETTER = {"higher": "higher is better", "lower": "lower is better", "near_zero": "best near zero"}
 
 _PAGE = """<!doctype html>
@@ -64,7 +75,7 @@ def render(doc: Mapping[str, Any]) -> str:
     policy = f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"  # noqa: E501
     return _PAGE.format(
         policy=policy,
-        title=f"Backtest of {_text(page.history.get('model'))} · driftd",
+        title=f"Backtest of {text(page.history.get('model'))} · driftd",
         license=_read(_WEB / "vendor" / "uPlot.LICENSE").strip(),
         style="\n".join(map(_read, style)),
         links=page.links(),
@@ -81,10 +92,10 @@ class _Page:
         self.runs: Sequence[Mapping[str, Any]] = doc.get("runs") or []
         self.closed: Mapping[str, Any] | None = doc.get("closed_loop")
         self.numbers = _window_numbers(self.runs, self.closed or {})
-        self.metric = _text(self.history.get("metric"))
+        self.metric = text(self.history.get("metric"))
 
     def links(self) -> str:
-        runs = [(f"run-{n}", _text(run.get("name"))) for n, run in enumerate(self.runs[:_LINKED_RUNS])]
+        runs = [(f"run-{n}", text(run.get("name"))) for n, run in enumerate(self.runs[:_LINKED_RUNS])]
         named = [("found", "Found"), *runs, ("closed", "Closed loop")]
         return " ".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in named)
 
@@ -98,23 +109,23 @@ class _Page:
         h = self.history
         better = _BETTER.get(h.get("better") or "")
         facts = [
-            ("source", _text(h.get("source"))),
-            ("model", _text(h.get("model"))),
-            ("task", _text(h.get("task"))),
-            ("rows", _number(h.get("rows"))),
-            ("labelled rows", _number(h.get("labelled"))),
-            ("features", _number(h.get("features"))),
-            ("window", _duration(h.get("window_seconds"))),
-            ("first row", _time(h.get("first"))),
-            ("last row", _time(h.get("last"))),
+            ("source", text(h.get("source"))),
+            ("model", text(h.get("model"))),
+            ("task", text(h.get("task"))),
+            ("rows", number(h.get("rows"))),
+            ("labelled rows", number(h.get("labelled"))),
+            ("features", number(h.get("features"))),
+            ("window", duration(h.get("window_seconds"))),
+            ("first row", time(h.get("first"))),
+            ("last row", time(h.get("last"))),
             ("judged by", f"{self.metric} ({better})" if better else self.metric),
-            ("true changes", ", ".join(map(_time, h.get("changes") or [])) or "none given"),
+            ("true changes", ", ".join(map(time, h.get("changes") or [])) or "none given"),
         ]
         listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
         return (
-            f'<h1>Backtest of {_text(h.get("model"))}</h1>\n<dl class="facts">{listed}</dl>\n'
+            f'<h1>Backtest of {text(h.get("model"))}</h1>\n<dl class="facts">{listed}</dl>\n'
             '<p class="soft">Times are in UTC; those of a table begin on 2000-01-01 and are simulated. # is the number'
-            f" of a window. {_NONE} stands for what is not defined.</p>\n"
+            f" of a window. {NONE} stands for what is not defined.</p>\n"
             '<noscript><p class="notice">The charts need scripts. All tables but those of every window are here'
             " without them.</p></noscript>"
         )
@@ -125,24 +136,24 @@ class _Page:
         runs = self.runs
         groups = [("Windows", self._windows_rows())]
         if keys := _union(run.get("settings") for run in runs):
-            rows = [(_text(k), [_text((run.get("settings") or {}).get(k)) for run in runs]) for k in keys]
+            rows = [(text(k), [text((run.get("settings") or {}).get(k)) for run in runs]) for k in keys]
             groups.insert(0, ("Settings", rows))
-        groups += [(f"Rule {_text(name)}", self._rule_rows(name)) for name in self._rule_names()]
+        groups += [(f"Rule {text(name)}", self._rule_rows(name)) for name in self._rule_names()]
         groups.append(("Retrains", self._retrain_rows()))
         for change in _union(_named(run.get("detection"), "change") for run in runs):
             about = f"Change at {self._moment(change)}: windows until the first alarm"
-            groups.append((about, [(_text(r), self._delays(change, r)) for r in self._rule_names()]))
+            groups.append((about, [(text(r), self._delays(change, r)) for r in self._rule_names()]))
         title = "What was found" if len(runs) == 1 else "What was found, side by side"
-        return f'<section id="found"><h2>{title}</h2>{_comparison([r.get("name") for r in runs], groups)}</section>'
+        return f'<section id="found"><h2>{title}</h2>{comparison([r.get("name") for r in runs], groups)}</section>'
 
     def _windows_rows(self) -> list[tuple[str, list[str]]]:
         windows = [run.get("windows") or {} for run in self.runs]
         return [
             (
                 "measured <small>(a window counts once per version)</small>",
-                [_number(w.get("measured")) for w in windows],
+                [number(w.get("measured")) for w in windows],
             ),
-            ("with final performance", [_number(w.get("final")) for w in windows]),
+            ("with final performance", [number(w.get("final")) for w in windows]),
         ]
 
     def _rule_names(self) -> list[str]:
@@ -151,23 +162,23 @@ class _Page:
     def _rule_rows(self, name: str) -> list[tuple[str, list[str]]]:
         rules = [_named(run.get("rules"), "rule").get(name, {}) for run in self.runs]
         return [
-            ("judges, severity, action", [", ".join(_text(r.get(k)) for k in _RULE) if r else _NONE for r in rules]),
-            ("windows judged", [_number(r.get("judged")) for r in rules]),
-            ("fired", [_number(r.get("fired")) for r in rules]),
-            ("alarms per 1,000 judged windows", [_number(r.get("alarms_per_1000_windows")) for r in rules]),
-            ("first fired", [_time(r.get("first_fired")) for r in rules]),
+            ("judges, severity, action", [", ".join(text(r.get(k)) for k in _RULE) if r else NONE for r in rules]),
+            ("windows judged", [number(r.get("judged")) for r in rules]),
+            ("fired", [number(r.get("fired")) for r in rules]),
+            ("alarms per 1,000 judged windows", [number(r.get("alarms_per_1000_windows")) for r in rules]),
+            ("first fired", [time(r.get("first_fired")) for r in rules]),
         ]
 
     def _retrain_rows(self) -> list[tuple[str, list[str]]]:
         retrains = [run.get("retrains") or {} for run in self.runs]
         reasons = sorted(_union(r.get("suppressed") for r in retrains))
         return [
-            ("requested", [_number(r.get("requested")) for r in retrains]),
-            ("requested per 1,000 windows", [_number(r.get("per_1000_windows")) for r in retrains]),
+            ("requested", [number(r.get("requested")) for r in retrains]),
+            ("requested per 1,000 windows", [number(r.get("per_1000_windows")) for r in retrains]),
             *(
                 (
-                    f"suppressed: {_words(reason)}",
-                    [_number((r.get("suppressed") or {}).get(reason, 0)) for r in retrains],
+                    f"suppressed: {words(reason)}",
+                    [number((r.get("suppressed") or {}).get(reason, 0)) for r in retrains],
                 )
                 for reason in reasons
             ),
@@ -178,7 +189,7 @@ class _Page:
         for run in self.runs:
             detected = _named(run.get("detection"), "change").get(change, {}).get("detected") or {}
             found = detected.get(rule)
-            cells.append(_number(found.get("windows")) if found else "no alarm" if rule in detected else _NONE)
+            cells.append(number(found.get("windows")) if found else "no alarm" if rule in detected else NONE)
         return cells
 
     # -- one run
@@ -188,72 +199,68 @@ class _Page:
         inside = "\n".join(
             [
                 f"<h3>{self.metric} per window</h3>",
-                _legend(_RUN_KEY, self._rule_key(run)),
-                _chart(
-                    n, "performance", f"{self.metric} per window. {_summary(measured, 'performance', self.numbers)}"
-                ),
+                legend(_RUN_KEY, self._rule_key(run)),
+                chart(n, "performance", f"{self.metric} per window. {_summary(measured, 'performance', self.numbers)}"),
                 "<h3>Share of features that drifted</h3>",
-                _chart(n, "drift", f"Drift share per window. {_summary(measured, 'drift_share', self.numbers)}"),
+                chart(n, "drift", f"Drift share per window. {_summary(measured, 'drift_share', self.numbers)}"),
                 f'<p class="readout numbers" data-run="{n}" aria-live="polite"></p>',
                 f'<details class="fold" data-windows="{n}"><summary>Every window in numbers</summary></details>',
                 self._decisions(run.get("decisions") or []),
                 self._transitions(run.get("transitions") or []),
             ]
         )
-        title = _text(run.get("name"))
+        title = text(run.get("name"))
         if len(self.runs) <= _UNFOLDED_RUNS:
             return f'<section class="run" id="run-{n}"><h2>{title}</h2>{inside}</section>'
         is_open = " open" if n == 0 else ""
         return f'<details class="run" id="run-{n}"{is_open}><summary><h2>{title}</h2></summary>{inside}</details>'
 
     def _rule_key(self, run: Mapping[str, Any]) -> str:
-        rules = [f"<span><b>{n}</b> {_text(r.get('rule'))}</span>" for n, r in enumerate(run.get("rules") or [], 1)]
+        rules = [f"<span><b>{n}</b> {text(r.get('rule'))}</span>" for n, r in enumerate(run.get("rules") or [], 1)]
         return f"<span>Rules:</span>{''.join(rules)}" if rules else ""
 
     def _decisions(self, decisions: Sequence[Mapping[str, Any]]) -> str:
         rows = [
             [
-                _time(d.get("at")),
-                "▲ requested"
-                if d.get("outcome") == "requested"
-                else f"{_TIMES} suppressed: {_words(d.get('outcome'))}",
-                _words(d.get("trigger")),
-                _text(d.get("cause")),
-                _text(d.get("detail") or None),
+                time(d.get("at")),
+                "▲ requested" if d.get("outcome") == "requested" else f"{_TIMES} suppressed: {words(d.get('outcome'))}",
+                words(d.get("trigger")),
+                text(d.get("cause")),
+                text(d.get("detail") or None),
             ]
             for d in decisions
         ]
         heads = ["decided at", "outcome", "asked by", "because", "detail"]
         title = "What would have been retrained, and what was suppressed and why"
-        return f"<h3>{title}</h3>{_folded(heads, rows, 'decision')}"
+        return f"<h3>{title}</h3>{folded(heads, rows, 'decision')}"
 
     def _transitions(self, transitions: Sequence[Mapping[str, Any]]) -> str:
         rows = [
             [
-                _time(t.get("at")),
+                time(t.get("at")),
                 self._moment(t.get("window_end")),
-                _text(t.get("version")),
-                _text(t.get("rule")),
-                f"{_text(t.get('before'))} → {_text(t.get('after'))}",
-                _text(t.get("reason") or None),
+                text(t.get("version")),
+                text(t.get("rule")),
+                f"{text(t.get('before'))} → {text(t.get('after'))}",
+                text(t.get("reason") or None),
             ]
             for t in transitions
         ]
         heads = ["decided at", "window and its end", "version", "rule", "phase", "reason"]
-        return f"<h3>Transitions of rules</h3>{_folded(heads, rows, 'transition')}"
+        return f"<h3>Transitions of rules</h3>{folded(heads, rows, 'transition')}"
 
     # -- the loop closed
 
     def _closed_loop(self, closed: Mapping[str, Any]) -> str:
         policies = closed.get("policies") or []
-        metric = _text(closed.get("metric"))
+        metric = text(closed.get("metric"))
         rows = [
             [
-                f'<span class="policy">{_sample(n)}{_text(p.get("name"))}</span>',
-                _number(p.get("trainings")),
-                _number(p.get("promoted")),
-                _number(p.get("performance"), 4),
-                _percent(p.get("share_of_the_way")),
+                f'<span class="policy">{sample(n)}{text(p.get("name"))}</span>',
+                number(p.get("trainings")),
+                number(p.get("promoted")),
+                number(p.get("performance"), 4),
+                percent(p.get("share_of_the_way")),
             ]
             for n, p in enumerate(policies)
         ]
@@ -264,31 +271,31 @@ class _Page:
             f"#{metric} over all rows",
             "#of the way from never to every window",
         ]
-        key = "".join(f"<span>{_sample(n)}{_text(p.get('name'))}</span>" for n, p in enumerate(policies))
+        key = "".join(f"<span>{sample(n)}{text(p.get('name'))}</span>" for n, p in enumerate(policies))
         jobs = "".join(self._jobs(p) for p in policies if p.get("jobs"))
         better = _BETTER.get(closed.get("better") or "", "")
         return f"""<section id="closed"><h2>Closed loop <small>each policy trains and its models answer what
 came after; {better}</small></h2>
-{_legend(_LOOP_KEY, key)}
-{_chart(0, "policies", f"{metric} per window and policy; the table below has each policy's performance over all rows.")}
+{legend(_LOOP_KEY, key)}
+{chart(0, "policies", f"{metric} per window and policy; the table below has each policy's performance over all rows.")}
 <p class="readout numbers" data-run="closed" aria-live="polite"></p>
 <p class="soft">Drawn is the mean of a window and of up to four before it; the values of the window itself are shown
 when it is pointed at, and in the table of every window.</p>
-{_table(heads, rows)}
+{table(heads, rows)}
 <details class="fold" data-windows="closed"><summary>Every window in numbers</summary></details>
 {jobs}</section>"""
 
     def _jobs(self, policy: Mapping[str, Any]) -> str:
         rows = [
-            [_time(j.get("at")), _words(j.get("state")), _text(j.get("version")), _text(j.get("detail") or None)]
+            [time(j.get("at")), words(j.get("state")), text(j.get("version")), text(j.get("detail") or None)]
             for j in policy["jobs"]
         ]
-        noun = f"job of policy {_text(policy.get('name'))}", f"jobs of policy {_text(policy.get('name'))}"
-        return _folded(["at", "became", "version", "why"], rows, *noun, shown=0)
+        noun = f"job of policy {text(policy.get('name'))}", f"jobs of policy {text(policy.get('name'))}"
+        return folded(["at", "became", "version", "why"], rows, *noun, shown=0)
 
     def _moment(self, iso: str | None) -> str:
         number = self.numbers.get(iso or "")
-        return f"#{number} · {_time(iso)}" if number else _time(iso)
+        return f"#{number} · {time(iso)}" if number else time(iso)
 
 
 _RULE = ("measure", "severity", "action")
@@ -316,13 +323,13 @@ def _window_numbers(runs: Sequence[Mapping[str, Any]], closed: Mapping[str, Any]
 
 def _summary(measured: Sequence[Mapping[str, Any]], name: str, numbers: Mapping[str, int]) -> str:
     """What a chart says, for who does not see it."""
-    known = [(w[name], numbers.get(w.get("window_end") or "")) for w in measured if _is_number(w.get(name))]
+    known = [(w[name], numbers.get(w.get("window_end") or "")) for w in measured if is_number(w.get(name))]
     if not known:
         return f"None of {len(measured)} windows has a value."
     (low, first), (high, last) = min(known, key=lambda k: k[0]), max(known, key=lambda k: k[0])
     return (
-        f"{len(known)} of {len(measured)} windows have a value: lowest {_number(low)} in window {first or _NONE},"
-        f" highest {_number(high)} in window {last or _NONE}. The table of every window has all of them."
+        f"{len(known)} of {len(measured)} windows have a value: lowest {number(low)} in window {first or NONE},"
+        f" highest {number(high)} in window {last or NONE}. The table of every window has all of them."
     )
 
 
@@ -332,110 +339,6 @@ def _named(entries: Iterable[Mapping[str, Any]] | None, key: str) -> dict[str, M
 
 def _union(parts: Iterable[Mapping[str, Any] | None]) -> list[str]:
     return list(dict.fromkeys(key for part in parts for key in part or {}))
-
-
-# -- markup: what goes in is HTML already, made by `_text` and its kin
-
-
-def _chart(n: int, kind: str, about: str) -> str:
-    return f'<div class="chart" data-run="{n}" data-chart="{kind}" role="img" tabindex="0" aria-label="{about}"></div>'
-
-
-def _legend(*keys: str) -> str:
-    return "".join(f'<div class="legend">{key}</div>' for key in keys if key)
-
-
-def _sample(n: int) -> str:
-    return f'<svg class="sample policy-{n % 12}" width="34" height="10" aria-hidden="true"><path d="M1 5H33"/></svg>'
-
-
-def _comparison(names: Sequence[Any], groups: Sequence[tuple[str, Sequence[tuple[str, Sequence[str]]]]]) -> str:
-    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in names)
-    body = ""
-    for title, rows in groups:
-        if rows:
-            body += f'<tbody><tr><th scope="rowgroup" colspan="{len(names) + 1}"><span>{title}</span></th></tr>'
-            body += "".join(f'<tr><th scope="row">{name}</th>{_cells(cells)}</tr>' for name, cells in rows) + "</tbody>"
-    return _box(f'<table class="plain compare"><thead><tr><td></td>{heads}</tr></thead>{body}</table>')
-
-
-def _cells(cells: Iterable[str]) -> str:
-    return "".join(f"<td>{cell}</td>" for cell in cells)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A head that begins with # is that of a column of numbers."""
-    classes = [' class="number"' if head.startswith("#") else "" for head in heads]
-    top = "".join(f'<th scope="col"{c}>{head.removeprefix("#")}</th>' for c, head in zip(classes, heads, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{c}>{cell}</td>' for c, cell in zip(classes, row, strict=True))}</tr>" for row in rows
-    )
-    return _box(f'<table class="plain"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>')
-
-
-def _box(table: str) -> str:
-    return f'<div class="table-box" tabindex="0">{table}</div>'
-
-
-def _folded(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], one: str, many: str | None = None, shown: int = _LONG
-) -> str:
-    many = many or f"{one}s"
-    if not rows:
-        return f'<p class="soft">No {one}.</p>'
-    is_open = " open" if len(rows) <= shown else ""
-    count = f"{len(rows):,} {one if len(rows) == 1 else many}"
-    return f'<details class="fold"{is_open}><summary>{count}</summary>{_table(heads, rows)}</details>'
-
-
-# -- values in words, escaped
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return _NONE
-    if isinstance(value, float):
-        return _number(value, 6)
-    return escape(value if isinstance(value, str) else orjson.dumps(value).decode())
-
-
-def _words(value: Any) -> str:
-    return _text(value).replace("_", " ")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    if not _is_number(value):
-        return _NONE
-    size = abs(value)
-    if isinstance(value, int) or size >= 10_000:
-        return f"{value:,.0f}"
-    if 0 < size < 0.001:
-        return f"{value:.1e}"
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".")
-
-
-def _percent(value: Any) -> str:
-    return f"{_number(100 * value, 1)} %" if _is_number(value) else _NONE
-
-
-def _time(iso: str | None) -> str:
-    """Minutes suffice, unless windows are shorter than one."""
-    if iso is None:
-        return _NONE
-    at = datetime.fromisoformat(iso).astimezone(UTC)
-    return f"<time>{at:%Y-%m-%d %H:%M:%S}</time>" if at.second else f"<time>{at:%Y-%m-%d %H:%M}</time>"
-
-
-def _duration(seconds: Any) -> str:
-    if not _is_number(seconds) or seconds < 1:
-        return _NONE
-    size, unit = next((s, u) for s, u in _UNITS if seconds >= s and (seconds % s == 0 or s == 1))
-    return f"{_number(seconds / size)} {unit}{'' if seconds == size else 's'}"
 
 
 # -- what the page is made of

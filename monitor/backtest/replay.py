@@ -27,9 +27,9 @@ from monitor.measure.worker import WARMED_UP, reference_file
 from monitor.measure.yardstick import Yardstick
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
+from monitor.phases import Transition
 from monitor.plan import ModelPlan
 from monitor.reference import read_file, to_lake_columns
-from monitor.rules import Transition
 from monitor.windows import WindowPolicy
 from retrain.database import open_engine
 from retrain.request import RetrainRequest

@@ -15,9 +15,10 @@ from monitor.activity import Activity, ActivityKind
 from monitor.judging import RuleRecord
 from monitor.measure.scores import SCORES, Better
 from monitor.measurement import Measure
+from monitor.phases import Phase
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT
-from monitor.rules import ForEvidence, Phase, Rule, Severity
+from monitor.rules import ForEvidence, Rule, Severity
 
 _PHASES = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
 _SEVERITIES = [Severity.INFO, Severity.WARNING, Severity.CRITICAL]

@@ -21,9 +21,9 @@ from monitor.ledger import Ledger
 from monitor.measure.distributions import side_by_side
 from monitor.measure.worker import reference_file, scan_window
 from monitor.measurement import WindowKey
+from monitor.phases import Phase
 from monitor.plan import ModelPlan
 from monitor.reference import answer_kind, read_file, sample, to_lake_columns
-from monitor.rules import Phase
 from monitor.status import champions, job_line, summary
 from monitor.web.estimates import estimation
 from monitor.web.features import feature_line, features, segments

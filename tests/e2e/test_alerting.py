@@ -25,7 +25,8 @@ import yaml
 
 from monitor.measurement import Measure
 from monitor.metrics import COMPONENTS, Metrics
-from monitor.rules import Action, Phase, Rule, Severity
+from monitor.phases import Phase
+from monitor.rules import Action, Rule, Severity
 from tests.broker import free_ports
 from tests.conftest import require
 from tests.daemons import until

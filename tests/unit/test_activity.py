@@ -10,7 +10,7 @@ from monitor.activity import ActivityKind, activities
 from monitor.ledger import Ledger, Round
 from monitor.metrics import Metrics
 from monitor.observer import Observer
-from monitor.rules import Phase, Transition
+from monitor.phases import Phase, Transition
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain.config import RetrainConfig
 from retrain.request import RetrainRequest, TriggerKind

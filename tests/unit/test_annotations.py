@@ -30,7 +30,7 @@ from monitor.config import from_dict
 from monitor.errors import ConfigError
 from monitor.ledger import Ledger, Round
 from monitor.metrics import Metrics
-from monitor.rules import Phase, Transition
+from monitor.phases import Phase, Transition
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.states import JobState

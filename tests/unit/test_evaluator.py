@@ -18,8 +18,8 @@ from monitor.ledger import REQUESTED, Ledger, Round
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
+from monitor.phases import Phase
 from monitor.plan import plans
-from monitor.rules import Phase
 from monitor.triggers import Cause, JobHistory, decide
 from retrain.database import open_engine
 from retrain.request import TriggerKind

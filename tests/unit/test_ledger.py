@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from monitor.judging import RuleRecord, firing
 from monitor.lake import Conflict
 from monitor.ledger import REQUESTED, Ledger, Round
-from monitor.rules import Phase, RuleState, Transition, Verdict
+from monitor.phases import Phase, RuleState, Transition
+from monitor.rules import Verdict
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain.database import open_engine
 from retrain.request import RetrainRequest, TriggerKind

@@ -12,21 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.measurement import Measure, Measurement
-from monitor.rules import (
-    ForDuration,
-    ForEvidence,
-    ForWindows,
-    Judgement,
-    Phase,
-    Rule,
-    RuleState,
-    Transition,
-    Verdict,
-    explain,
-    judge,
-    parse_for,
-    step,
-)
+from monitor.phases import Phase, RuleState, Transition, explain, step
+from monitor.rules import ForDuration, ForEvidence, ForWindows, Judgement, Rule, Verdict, judge, parse_for
 from monitor.significance import surprise
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

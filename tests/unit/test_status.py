@@ -10,7 +10,8 @@ import pytest
 
 from monitor.judging import RuleRecord
 from monitor.ledger import Ledger, Round
-from monitor.rules import Phase, RuleState, Transition, Verdict
+from monitor.phases import Phase, RuleState, Transition
+from monitor.rules import Verdict
 from monitor.status import model_status
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain.config import RetrainConfig
