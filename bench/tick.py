@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ class _World:
             ledger,
             workers,
             Metrics(),
-            lambda model, since, now: job_history(store, model, since, now),
+            partial(job_history, store),
             lambda *_: None,
         )
         world = cls(days, lake, evaluator)

@@ -20,13 +20,22 @@ from monitor.phases import Phase, Transition
 from monitor.plan import ModelPlan
 from monitor.reasons import what_changed, what_drifted
 from monitor.rules import Action, Verdict
-from monitor.triggers import BURST, Cause, JobHistory, Suppressed, decide, follow_up_due, request_id
+from monitor.triggers import (
+    KNOWN_REQUESTS,
+    Cause,
+    JobHistory,
+    Suppressed,
+    decide,
+    follow_up_due,
+    follow_up_paced,
+    request_id,
+)
 from retrain.request import RetrainRequest, TriggerKind
 
 log = structlog.get_logger()
 
-JobHistoryOf = Callable[[str, datetime | None, datetime], JobHistory]
-"""(model, since when it fires, now) -> what the control database knows of its jobs."""
+JobHistoryOf = Callable[[str, datetime], JobHistory]
+"""(model, now) -> what the control database knows of its jobs."""
 MeasuredWindows = Iterable[tuple[WindowKey, Sequence[Measurement]]]
 
 
@@ -114,7 +123,7 @@ class Decider:
         records = self._ledger.rule_records(self._plan.model)
         for record in firing(records):
             if actions.get(record.rule) is Action.RETRAIN and record.verdict is Verdict.BREACH:
-                self.decide(self._cause(record), now, outcomes(), record.firing_since, record.judged)
+                self.decide(self._cause(record), now, outcomes(), record.judged)
         if self._plan.triggers.follow_up and actions:
             self._follow_up(records, now, outcomes)
         if self._plan.new_labels:
@@ -139,31 +148,29 @@ class Decider:
                 "since": since.isoformat() if since else None,
             },
             version=record.version,
+            since=record.firing_since,
         )
 
     def _follow_up(self, records: Records, now: datetime, outcomes: Callable[[], int]) -> None:
         ends = [r.state.at for r in records.values() if r.state.at is not None]
-        last = self._ledger.last_request(self._plan.model)
-        if not ends or last is None:
+        last = self._ledger.last_request(self._plan.model) if ends else None
+        if last is None:
             return
-        newest = max(ends)
-        history = self._history(None, newest, now)
-        if follow_up_due(self._plan.triggers, history):
-            cause = Cause(
-                model=self._plan.model,
-                trigger=TriggerKind.FOLLOW_UP,
-                occasion=last.id,
-                reason=_follow_up_reason(history),
-                evidence={"window_end": newest.isoformat()},
-            )
-            self.decide(cause, now, outcomes())
+        newest, policy = max(ends), self._plan.triggers
+        if not follow_up_paced(policy, ago := self._windows_ago(newest)):
+            return
+        if follow_up_due(policy, replace(self._job_history(self._plan.model, now), windows_ago=ago)):
+            reason = f"{min(ago):.0f} windows after the last training there are more rows to learn from"
+            evidence = {"window_end": newest.isoformat()}
+            self.decide(Cause(self._plan.model, TriggerKind.FOLLOW_UP, last.id, reason, evidence), now, outcomes())
 
-    def _history(self, since: datetime | None, window_end: datetime | None, now: datetime) -> JobHistory:
-        history = self._job_history(self._plan.model, since, now)
-        if window_end is None:
-            return history
-        ends = self._ledger.request_windows(self._plan.model, BURST)
-        return replace(history, windows_ago=[(window_end - end) / self._plan.windows.size for end in ends])
+    def _history(self, window_end: datetime | None, now: datetime) -> JobHistory:
+        history = self._job_history(self._plan.model, now)
+        return history if window_end is None else replace(history, windows_ago=self._windows_ago(window_end))
+
+    def _windows_ago(self, window_end: datetime) -> Sequence[float]:
+        ends = self._ledger.request_windows(self._plan.model, KNOWN_REQUESTS)
+        return [(window_end - end) / self._plan.windows.size for end in ends]
 
     def _trigger_on_labels(self, new_labels: int, now: datetime, outcomes: int) -> None:
         last = self._ledger.last_request(self._plan.model)
@@ -178,16 +185,14 @@ class Decider:
             )
             self.decide(cause, now, outcomes)
 
-    def decide(
-        self, cause: Cause, now: datetime, outcomes: int, since: datetime | None = None, judged: int = 0
-    ) -> RetrainRequest | Suppressed:
+    def decide(self, cause: Cause, now: datetime, outcomes: int, judged: int = 0) -> RetrainRequest | Suppressed:
         """Decide on a cause and record the answer with its evidence; an occasion answered before stays answered."""
         last = self._ledger.last_request(self._plan.model)
         if last is not None and last.id == request_id(cause):
             return last
         cause = replace(cause, evidence={**cause.evidence, "outcomes": outcomes})
         end = cause.evidence.get("window_end")
-        history = self._history(since, datetime.fromisoformat(end) if end else None, now)
+        history = self._history(datetime.fromisoformat(end) if end else None, now)
         same = last is not None and all(last.evidence.get(k) == cause.evidence.get(k) for k in ("rule", "version"))
         before = int(last.evidence.get("judged", 0)) if last is not None and same else 0
         history = replace(history, windows_since_last=judged - before)
@@ -206,9 +211,3 @@ class Decider:
                 )  # fmt: skip
                 self._metrics.requests.labels(cause.model, cause.trigger.value).inc()
         return decision
-
-
-def _follow_up_reason(history: JobHistory) -> str:
-    ago, gained_nothing = min(history.windows_ago), history.rejected_in_a_row
-    since = f"{gained_nothing} job(s) since have gained nothing" if gained_nothing else "it changed the champion"
-    return f"{ago:.0f} windows after the last training there are more rows to learn from; {since}"

@@ -43,7 +43,7 @@ def request_retrain(
         reason=f"asked for by {actor}" + (f": {reason}" if reason else ""),
         evidence={"actor": actor},
     )
-    decision = decide(cause, plans(loaded)[model].triggers, job_history(store, model, None, now), now)
+    decision = decide(cause, plans(loaded)[model].triggers, job_history(store, model, now), now)
     ledger.decide(decision, now)
     if isinstance(decision, Suppressed):
         return ManualDecision(None, decision.detail)

@@ -17,9 +17,9 @@ import structlog
 
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
-from monitor.triggers import JobHistory
+from monitor.triggers import KNOWN_REQUESTS, JobHistory, PastJob
 from retrain.records import lease_owner
-from retrain.request import RetrainRequest
+from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import UNSUCCESSFUL, Job, Store, SubmitOutcome
@@ -118,26 +118,23 @@ class Supervisor:
                 )
 
 
-def job_history(store: Store, model: str, firing_since: datetime | None, now: datetime) -> JobHistory:
-    """What triggers must know of a model's jobs. Failures from before the rule began to fire do not count."""
+def job_history(store: Store, model: str, now: datetime) -> JobHistory:
+    """What triggers must know of a model's jobs."""
     in_flight = store.in_flight(model)
-    last = store.last_ended(model)
-    rejected = 0
-    jobs = store.list_jobs(model, limit=50)
-    for job in jobs:
-        if job.ended_at is None:
-            continue
-        if job.state not in UNSUCCESSFUL or (firing_since and job.created_at < firing_since):
-            break
-        rejected += 1
+    ended = [job for job in store.list_jobs(model, limit=KNOWN_REQUESTS) if job.ended_at is not None]
     moves = store.alias_moves(model, "champion")
-    accepted = next((j.state for j in jobs if j.ended_at is not None and j.state not in UNSUCCESSFUL), None)
     return JobHistory(
         in_flight=in_flight.id if in_flight else None,
-        last_ended_at=last.ended_at if last else None,
-        last_ended_state=last.state.value if last else None,
+        last_ended_at=max((job.ended_at for job in ended if job.ended_at), default=None),
         started_today=store.count_since(model, now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)),
-        rejected_in_a_row=rejected,
         champion=moves[0].version if moves else None,
-        gained=accepted in (JobState.PROMOTED, JobState.WATCHED),
+        past=[
+            PastJob(
+                requested_at=job.created_at,
+                stands=job.state not in UNSUCCESSFUL,
+                gain=job.result.get("gain"),
+                follow_up=job.spec.request.trigger is TriggerKind.FOLLOW_UP,
+            )
+            for job in ended
+        ],
     )

@@ -7,10 +7,12 @@ a request, or why not.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import takewhile
 from typing import Any
 
 from retrain.request import RetrainRequest, TriggerKind
@@ -38,27 +40,44 @@ class TriggerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class JobHistory:
-    """What the control database knows of one model's jobs. Times are aware UTC wall time.
+class PastJob:
+    """A job that has ended. `stands`: it was promoted and not rolled back; `gain`: how much better than the champion it
+    was, in standard errors (None: not known)."""
 
-    `gained`: the last job that was not refused was promoted and stands. `windows_ago`: of the newest requests, how many
-    windows ago each was made.
+    requested_at: datetime
+    stands: bool
+    gain: float | None = None
+    follow_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobHistory:
+    """What is known of one model's jobs. Times are aware UTC wall time.
+
+    `past`: the newest jobs that have ended, newest first. `windows_ago`: of the newest requests, how many windows ago
+    each was made, newest first. `windows_since_last`: those that the asking rule has judged since it last asked.
     """
 
     in_flight: str | None = None
     last_ended_at: datetime | None = None
-    last_ended_state: str | None = None
     started_today: int = 0
-    rejected_in_a_row: int = 0
-    windows_since_last: int = 0
     champion: str | None = None
-    gained: bool = False
+    past: Sequence[PastJob] = ()
     windows_ago: Sequence[float] = ()
+    windows_since_last: int = 0
+
+    def unsuccessful(self, since: datetime | None) -> int:
+        """The newest jobs in a row that left the champion as it was; only of those requested since then."""
+        jobs = takewhile(lambda j: not j.stands and (since is None or j.requested_at >= since), self.past)
+        return sum(1 for _ in jobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a retrain is wanted now. `occasion` makes the request's id: the same occasion never asks twice."""
+    """Why a retrain is wanted now. `occasion` makes the request's id: the same occasion never asks twice.
+
+    `since`: of a rule, when it began to fire; jobs that failed before that do not speak against it.
+    """
 
     model: str
     trigger: TriggerKind
@@ -66,6 +85,7 @@ class Cause:
     reason: str
     evidence: Mapping[str, Any]
     version: str | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +114,41 @@ def decide(cause: Cause, policy: TriggerPolicy, history: JobHistory, now: dateti
     )
 
 
-BURST = 4
+SAVED_AT_FIRST, SAVED_AT_MOST = 2, 5
 """Jobs that may follow each other without regard to the pace: a change that is still going on needs more than one."""
+KNOWN_REQUESTS = 50
+"""Requests that the pace looks back on."""
+CLEAR_GAIN = 3.0
+"""Standard errors: of two equal models one gains as much by chance in 1 of 700 contests."""
+_ROUNDING = 1e-9
+
+
+def jobs_saved(policy: TriggerPolicy, windows_ago: Sequence[float]) -> float:
+    """How many jobs the pace allows now: each took one, and each `pace` windows give one back (a token bucket)."""
+    saved, before = float(SAVED_AT_FIRST), None
+    for ago in (*reversed(windows_ago), 0.0):
+        if before is not None:
+            saved = min(SAVED_AT_MOST, saved - 1 + (before - ago) / policy.pace)
+        before = ago
+    return saved
+
+
+def follow_up_paced(policy: TriggerPolicy, windows_ago: Sequence[float]) -> bool:
+    """Whether the pace allows a follow-up now; one job is kept for a rule that fires."""
+    return bool(windows_ago) and min(windows_ago) >= policy.pace and jobs_saved(policy, windows_ago) >= 2 - _ROUNDING
 
 
 def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
     """A promotion has shown that there was something to gain: there may be more, as rows of the new world come in.
 
-    Looked for every `pace` windows, until `stop_after_rejected` times in a row nothing was gained.
+    One follow-up is due after each promotion that was asked for otherwise; more of them as long as one of the newest
+    `stop_after_rejected` jobs has clearly gained.
     """
-    if not policy.follow_up or not history.gained or history.in_flight or not history.windows_ago:
+    if not policy.follow_up or history.in_flight or not follow_up_paced(policy, history.windows_ago):
         return False
-    if history.rejected_in_a_row >= policy.stop_after_rejected or _recent(policy, history) >= BURST - 1:
-        return False  # one is kept for a rule that fires
-    return min(history.windows_ago) >= policy.pace
-
-
-def _recent(policy: TriggerPolicy, history: JobHistory) -> int:
-    """Jobs in the windows that the pace looks at."""
-    return sum(ago < policy.pace * BURST for ago in history.windows_ago)
+    recent = [job for job in history.past[: policy.stop_after_rejected] if job.stands]
+    first = bool(recent) and recent[0] is history.past[0] and not recent[0].follow_up
+    return first or any((job.gain or 0.0) >= CLEAR_GAIN for job in recent)
 
 
 def request_id(cause: Cause) -> str:
@@ -131,25 +167,28 @@ def _against(
         return SuppressReason.DISABLED, "retrain.enabled is false"
     if cause.version and history.champion and cause.version != history.champion:
         return SuppressReason.SUPERSEDED, f"version {history.champion} has replaced version {cause.version}"
-    if history.rejected_in_a_row >= policy.stop_after_rejected:
+    unsuccessful = history.unsuccessful(cause.since)
+    if unsuccessful >= policy.stop_after_rejected:
         return (
             SuppressReason.TOO_MANY_REJECTED,
-            f"{history.rejected_in_a_row} jobs in a row ended without a promotion: look at them, then "
+            f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
             f"`driftd retrain {cause.model}`",
         )
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
-    if cause.trigger is TriggerKind.RULE and history.rejected_in_a_row:
-        needed = 2 ** (history.rejected_in_a_row - 1)
+    if cause.trigger is TriggerKind.RULE and unsuccessful:
+        needed = 2 ** (unsuccessful - 1)
         if history.windows_since_last < needed:
             missing = needed - history.windows_since_last
             return (
                 SuppressReason.AWAITING_NEW_DATA,
                 f"the last challenger failed; {missing} more window(s) first",
             )
-    within = policy.pace * BURST
-    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP) and _recent(policy, history) >= BURST:
-        return SuppressReason.PACE, f"{BURST} jobs in the last {within} windows, retrain.pace = {policy.pace}"
+    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP):
+        missing_jobs = 1 - jobs_saved(policy, history.windows_ago)
+        if missing_jobs > _ROUNDING:
+            wait = math.ceil(missing_jobs * policy.pace)
+            return SuppressReason.PACE, f"retrain.pace = {policy.pace}: {wait} more window(s) first"
     if history.started_today >= policy.max_per_day:
         return (
             SuppressReason.BUDGET,

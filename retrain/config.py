@@ -67,6 +67,10 @@ class GatesConfig(Section):
     confidence: float = Field(
         0.8, gt=0.5, lt=1, description="confidence of the paired bootstrap interval of the difference"
     )
+    renew: bool = Field(
+        True,
+        description="a follow-up's challenger is promoted when it is no worse, as refit trains it on newer rows",
+    )
     bootstrap: int = Field(1000, ge=100, le=20_000, description="bootstrap resamples")
     segment_tolerance: float = Field(
         0.05, ge=0, description="no segment may be worse by more than this, in the metric's units"
@@ -111,10 +115,12 @@ class RetrainConfig(Section):
     cooldown: Duration = Field(parse_duration("1h"), description="pause after a job ends before the next starts")
     max_per_day: int = Field(24, ge=1, description="jobs started per UTC day, at most")
     pace: int = Field(
-        5, ge=1, description="on average at most one job in so many windows, four at once: what rules may start"
+        6,
+        ge=1,
+        description="at most one job in so many windows, on average; up to five that were not used are saved up",
     )
     follow_up: bool = Field(
-        True, description="after a promotion look again every `pace` windows, as long as there is something to gain"
+        True, description="after a promotion train again every `pace` windows, as long as there is something to gain"
     )
     stop_after_rejected: int = Field(
         5, ge=1, description="consecutive rejected or failed jobs after which rules start no more jobs"

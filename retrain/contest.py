@@ -23,6 +23,7 @@ from retrain.frame import labels_array
 from retrain.gates import GateResult, judge
 from retrain.model_files import LoadedModel, UnusableModel
 from retrain.quality import METRICS, Comparison, measure
+from retrain.request import TriggerKind
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 
@@ -33,6 +34,11 @@ class Contest:
     challenger: Evaluation
     comparison: Comparison | None
     gates: tuple[GateResult, ...]
+
+    @property
+    def gain(self) -> float | None:
+        """What the challenger is better by, in standard errors; None: not known."""
+        return None if self.comparison is None else self.comparison.standard_errors
 
 
 def champion_side(
@@ -81,4 +87,9 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
         resamples=gates.bootstrap,
         seed=spec.config.seed,
     )
-    return Contest(theirs, ours, comparison, judge(theirs, ours, comparison, schema, gates))
+    return Contest(theirs, ours, comparison, judge(theirs, ours, comparison, schema, gates, renewing=_renewing(spec)))
+
+
+def _renewing(spec: JobSpec) -> bool:
+    """A follow-up's challenger need not be better on the holdout: what is promoted is trained on the holdout too."""
+    return spec.config.gates.renew and spec.config.refit and spec.request.trigger is TriggerKind.FOLLOW_UP

@@ -59,10 +59,12 @@ def judge(
     comparison: Comparison,
     schema: ModelSchema,
     config: GatesConfig,
+    *,
+    renewing: bool = False,
 ) -> tuple[GateResult, ...]:
-    """Every gate that needs no registry."""
+    """Every gate that needs no registry. `renewing`: the challenger passes the quality gate when it is no worse."""
     return (
-        _quality(champion, challenger, comparison, config),
+        _quality(champion, challenger, comparison, config, renewing),
         *_segments(champion, challenger, comparison.metric, config),
         _inputs(champion, challenger, schema),
         _latency(champion, challenger, config),
@@ -80,7 +82,9 @@ def decide(gates: Sequence[GateResult], smoke: SmokeTest | None) -> Decision:
     return Reject(results, reasons) if reasons else Promote(results)
 
 
-def _quality(champion: Evaluation, challenger: Evaluation, comparison: Comparison, config: GatesConfig) -> GateResult:
+def _quality(
+    champion: Evaluation, challenger: Evaluation, comparison: Comparison, config: GatesConfig, renewing: bool
+) -> GateResult:
     name = comparison.metric
     ours, theirs = challenger.metrics.get(name), champion.metrics.get(name)
     if comparison.low is None or comparison.high is None or comparison.difference is None:
@@ -88,13 +92,16 @@ def _quality(champion: Evaluation, challenger: Evaluation, comparison: Compariso
         why = comparison.note if ours is not None and theirs is not None else f"cannot be measured for {missing}"
         detail = f"{name} {why}; the challenger stays out"
         return GateResult("quality", False, comparison.difference, config.margin, detail)
-    passed = comparison.low > config.margin
+    better = comparison.low > config.margin
+    passed = better or (renewing and comparison.high > 0)
     detail = (
         f"{name} {_number(ours)} against {_number(theirs)} ({champion.source}): better by "
         f"{comparison.difference:+.4g}, {comparison.confidence:.0%} interval "
         f"[{comparison.low:+.4g}, {comparison.high:+.4g}] "
-        f"{'lies above' if passed else 'does not lie above'} {config.margin:g}"
+        f"{'lies above' if better else 'does not lie above'} {config.margin:g}"
     )
+    if passed and not better:
+        detail += ", but it is no worse and knows newer rows"
     if comparison.note:
         detail += f" ({comparison.note})"
     interval = (comparison.low, comparison.high)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,15 @@ class Comparison:
     confidence: float
     resamples: int
     note: str = ""
+
+    @property
+    def standard_errors(self) -> float | None:
+        """The difference in units of its own standard error, read off the interval; None: the interval is not known or
+        has no width."""
+        if self.difference is None or self.low is None or self.high is None or self.high <= self.low:
+            return None
+        width = 2 * NormalDist().inv_cdf((1 + self.confidence) / 2)
+        return self.difference * width / (self.high - self.low)
 
 
 def measure(metric: str, labels: Array, predictions: Predictions, schema: ModelSchema) -> float | None:

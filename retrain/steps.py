@@ -183,6 +183,7 @@ class Steps:
             decision="promote" if isinstance(decision, Promote) else "reject",
             reasons=[] if isinstance(decision, Promote) else list(decision.reasons),
             gates=[g.to_json() for g in decision.gates],
+            gain=held.gain,
             champion=None if held.champion is None else held.champion.to_json(),
             challenger=held.challenger.to_json(),
             compared_with=champion,

@@ -119,21 +119,6 @@ class Store:
         with reading(self.engine) as connection:
             return connection.scalar(query) or 0
 
-    def consecutive_unsuccessful(self, model: str) -> int:
-        """Newest ended jobs in a row that were rejected, failed or rolled back."""
-        query = (
-            select(jobs.c.state)
-            .where(jobs.c.model == model, jobs.c.ended_at.is_not(None))
-            .order_by(jobs.c.ended_at.desc(), jobs.c.created_at.desc())
-        )
-        count = 0
-        with reading(self.engine) as connection:
-            for state in connection.scalars(query):
-                if JobState(state) not in UNSUCCESSFUL:
-                    break
-                count += 1
-        return count
-
     def drivable(self, now: datetime) -> list[Job]:
         """Jobs that need a process and have none: in flight and not leased. One that awaits approval is listed
         once it was approved or its time to wait is over."""

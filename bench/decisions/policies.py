@@ -107,7 +107,7 @@ def run_asking(
     for number, (start, end) in enumerate(windows):
         at = end + plan.windows.lateness
         rows = serving.window(start, end)
-        if (now := _champion(serving, at)) != champion:  # the watch put the one before it back
+        if (now := serving.champion) != champion:  # the watch put the one before it back
             champion = now
             watcher.reset()
         waiting.append(_errors(rows, plan.schema.task))
@@ -118,16 +118,12 @@ def run_asking(
             if number < len(windows) - 1:
                 request = RetrainRequest(f"{name}-{number}", plan.model, TriggerKind.RULE, "", {}, at)
                 job(serving, request, at)
-                champion = _champion(serving, at)
+                champion = serving.champion
                 watcher.reset()
         if (final := final_at(rows, at, end, plan.windows, stage.history.until)) is not None:
             serving.noted(Event(final, Step.FINAL, WindowKey(plan.model, champion, start, end)))
         on_window(number)
     return result_of(name, serving, stage.metric), asked
-
-
-def _champion(serving: Serving, at: datetime) -> str:
-    return str(serving.job_history(serving.plan.model, None, at).champion)
 
 
 def _errors(rows: pl.DataFrame, task: Task) -> pl.DataFrame:

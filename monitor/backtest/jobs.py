@@ -9,19 +9,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from monitor.triggers import JobHistory
+from monitor.triggers import KNOWN_REQUESTS, JobHistory, PastJob
 from retrain.request import RetrainRequest
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A job that takes no time. `state`: promoted, rejected or rolled_back; `detail` says why."""
+    """A job that takes no time. `state`: promoted, rejected, rolled_back or noted; `detail` says why; `gain` as in
+    `PastJob`."""
 
     at: datetime
     state: str
     detail: str
     version: str | None
     trained: bool = True
+    gain: float | None = None
+    follow_up: bool = False
 
 
 class SimulatedJobs:
@@ -45,17 +48,14 @@ class SimulatedJobs:
         promoted = max(n for n, job in enumerate(self._jobs) if job.state == "promoted")
         self._jobs[promoted] = replace(self._jobs[promoted], state="rolled_back", detail=detail)
 
-    def history(self, _model: str, since: datetime | None, now: datetime) -> JobHistory:
-        rejected = 0
-        for job in reversed(self._jobs):
-            if job.state != "rejected" or (since is not None and job.at < since):
-                break
-            rejected += 1
+    def history(self, _model: str, now: datetime) -> JobHistory:
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         return JobHistory(
             last_ended_at=self._jobs[-1].at if self._jobs else None,
-            last_ended_state=self._jobs[-1].state if self._jobs else None,
             started_today=sum(job.at >= midnight for job in self._jobs),
-            rejected_in_a_row=rejected,
-            gained=next((j.state for j in reversed(self._jobs) if j.state != "rejected"), "") == "promoted",
+            past=[
+                PastJob(job.at, job.state == "promoted", job.gain, job.follow_up)
+                for job in reversed(self._jobs[-KNOWN_REQUESTS:])
+                if job.state != "noted"
+            ],
         )

@@ -21,7 +21,7 @@ from monitor.backtest.trainings import Trainings, Version, training_rows
 from monitor.measure.yardstick import Yardstick
 from monitor.plan import ModelPlan
 from monitor.triggers import JobHistory
-from retrain import contest
+from retrain.contest import Contest, hold_contest
 from retrain.evaluate import Side, score
 from retrain.frame import features_frame
 from retrain.gates import Reject, SmokeTest, decide
@@ -137,42 +137,40 @@ class Serving:
         """A retrain job: snapshot, training, contest, gates, and promotion if it has earned it."""
         self.serve(at)
         self._watching = False
+        job = self._job(request, at)
+        self.jobs.add(replace(job, follow_up=request.trigger is TriggerKind.FOLLOW_UP))
+
+    def _job(self, request: RetrainRequest, at: datetime) -> SimulatedJob:
         rows, key = self.labelled(at)
         spec = self.trainings.spec(request)
         parts = split(rows, spec)
         if isinstance(parts, TooLittle):
-            self.jobs.add(SimulatedJob(at, "rejected", parts.reason, None, trained=False))
-            return
+            return SimulatedJob(at, "rejected", parts.reason, None, trained=False)
         train, holdout = parts
         model = self.trainings.fit(train, (*key, train.height))
         if isinstance(model, str):
-            self.jobs.add(SimulatedJob(at, "rejected", model, None))
-            return
+            return SimulatedJob(at, "rejected", model, None)
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
-        decision, detail = self._contest(spec, holdout, ours)
-        if not decision:
-            self.jobs.add(SimulatedJob(at, "rejected", detail, None))
-            return
+        held = self._contest(spec, holdout, ours)
+        decision = decide(held.gates, SmokeTest(True, "nothing is registered in a backtest"))
+        if isinstance(decision, Reject):
+            return SimulatedJob(at, "rejected", "; ".join(decision.reasons), None)
         if spec.config.refit:
             again = self.trainings.fit(rows, key)
             model = model if isinstance(again, str) else again
         name = self._name()
         self.versions[name] = Version(name, model, reference_rows(holdout, ours, spec.schema))
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0
-        self.jobs.add(SimulatedJob(at, "promoted", detail, name))
+        return SimulatedJob(at, "promoted", held.gates[0].detail, name, gain=held.gain)
 
-    def _contest(self, spec: JobSpec, holdout: pl.DataFrame, ours: Side) -> tuple[bool, str]:
+    def _contest(self, spec: JobSpec, holdout: pl.DataFrame, ours: Side) -> Contest:
         champion = self.versions[self._force]
         theirs = score(
             champion.model, holdout, spec.schema, source=f"version {champion.name}", version=champion.name,
             inputs=champion.model.inputs,
         )  # fmt: skip
         theirs, ours = replace(theirs, seconds_per_row=None), replace(ours, seconds_per_row=None)  # no clock in here
-        held = contest.hold_contest(spec, theirs, ours, holdout)
-        decision = decide(held.gates, SmokeTest(True, "nothing is registered in a backtest"))
-        if isinstance(decision, Reject):
-            return False, "; ".join(decision.reasons)
-        return True, held.gates[0].detail
+        return hold_contest(spec, theirs, ours, holdout)
 
     def _watch(self, at: datetime) -> None:
         """The promoted version against the one before it, on what it served; worse: that one is in force again."""
@@ -204,8 +202,8 @@ class Serving:
         """The version in force."""
         return self._force
 
-    def job_history(self, model: str, since: datetime | None, now: datetime) -> JobHistory:
-        return replace(self.jobs.history(model, since, now), champion=self._force)
+    def job_history(self, model: str, now: datetime) -> JobHistory:
+        return replace(self.jobs.history(model, now), champion=self._force)
 
     # -- how good it was
 

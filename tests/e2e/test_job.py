@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from monitor.supervisor import job_history
 from retrain.errors import LeaseLost
 from retrain.frame import features_frame
 from retrain.job import Driver, Limits, utc_now
@@ -160,7 +161,7 @@ def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_p
     submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))
     assert drive(tmp_path, "job-2") is JobState.REJECTED
     assert store.history("job-2")[-1].detail.startswith("already trained as job job-1")
-    assert store.consecutive_unsuccessful("fraud") == 2
+    assert job_history(store, "fraud", NOW).unsuccessful(None) == 2
 
 
 def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> N
     registry = Registry(first.tracking_uri)
     assert registry.resolve_alias("fraud", "champion") == "1"
     assert [m.version for m in store.alias_moves("fraud", "champion")] == ["1", "2", "1"]
-    assert store.consecutive_unsuccessful("fraud") == 1
+    assert job_history(store, "fraud", NOW).unsuccessful(None) == 1
     registry.set_alias("fraud", "previous", "2")
     assert rollback(store, registry, "fraud", "fraud", "ann", "I know better", NOW) == "2"
     assert store.alias_moves("fraud", "champion")[0].actor == "ann"

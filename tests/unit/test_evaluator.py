@@ -20,7 +20,7 @@ from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
 from monitor.phases import Phase
 from monitor.plan import plans
-from monitor.triggers import Cause, JobHistory, decide
+from monitor.triggers import Cause, JobHistory, PastJob, decide
 from retrain.database import open_engine
 from retrain.request import TriggerKind
 from tests.builders import DAY, HOUR, NOW, label_rows, prediction_rows, stored
@@ -66,7 +66,7 @@ class World:
         self.metrics.declare("1", {"fraud": plan.rules})
         self.evaluator = ModelEvaluator(
             plan, self.lake.clone(), self.ledger, Inline(self.missing), self.metrics,  # type: ignore[arg-type]
-            lambda _model, _since, _now: self.history, lambda _rule, _key: None,
+            lambda _model, _now: self.history, lambda _rule, _key: None,
         )  # fmt: skip
 
     def predict(self, hour: float, count: int = 3) -> list[str]:
@@ -184,7 +184,7 @@ def test_rejected_request_of_a_person_does_not_block_the_rule_for_ever(world: Wo
     asked = Cause("fraud", TriggerKind.MANUAL, "o", "asked for by ada", {"actor": "ada"})
     manual = decide(asked, world.evaluator.plan.triggers, JobHistory(), NOW)
     world.ledger.decide(manual, NOW)
-    world.history = JobHistory(last_ended_at=NOW - DAY, rejected_in_a_row=1)
+    world.history = JobHistory(last_ended_at=NOW - DAY, past=(PastJob(NOW - DAY, stands=False),))
     world.tick()
     assert world.outcomes == ["job_in_flight", REQUESTED, REQUESTED]
 

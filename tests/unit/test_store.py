@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor.supervisor import job_history
 from retrain.errors import LeaseLost, LostRace, UnknownJob
 from retrain.spec import JobSpec
 from retrain.states import IllegalTransition, JobState
@@ -138,7 +139,7 @@ def test_consecutive_unsuccessful_jobs(store: Store, tmp_path: Path, endings: li
     for i, states in enumerate(endings):
         store.submit(named(tmp_path, f"j{i}"), NOW + i * MINUTE)
         walk(store, f"j{i}", *states, at=i)
-    assert store.consecutive_unsuccessful("fraud") == count
+    assert job_history(store, "fraud", NOW).unsuccessful(None) == count
     assert store.count_since("fraud", NOW) == len(endings)
     assert store.count_since("fraud", NOW + MINUTE) == max(len(endings) - 1, 0)
 

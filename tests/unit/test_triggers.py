@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from statistics import NormalDist
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitor.triggers import (
+    CLEAR_GAIN,
+    SAVED_AT_FIRST,
+    SAVED_AT_MOST,
     Cause,
     JobHistory,
+    PastJob,
     Suppressed,
     SuppressReason,
     TriggerPolicy,
     decide,
     follow_up_due,
+    jobs_saved,
     request_id,
 )
 from retrain.request import RetrainRequest, TriggerKind
@@ -23,6 +31,7 @@ from tests.builders import HOUR, MINUTE, NOW
 POLICY = TriggerPolicy(enabled=True, cooldown=HOUR, max_per_day=4, pace=7, follow_up=True, stop_after_rejected=3)
 RULE = Cause("fraud", TriggerKind.RULE, "1/drop/2026", "rule drop fires", {"value": 0.1}, version="1")
 FREE = JobHistory()
+REJECTED, ROLLED_BACK = PastJob(NOW, stands=False), PastJob(NOW, stands=False, gain=9.0)
 R = SuppressReason
 
 
@@ -32,12 +41,22 @@ R = SuppressReason
         (POLICY, JobHistory(in_flight="j1"), R.JOB_IN_FLIGHT, "job j1 is under way"),
         (replace(POLICY, enabled=False), FREE, R.DISABLED, "retrain.enabled is false"),
         (POLICY, JobHistory(champion="2"), R.SUPERSEDED, "version 2 has replaced version 1"),
-        (POLICY, JobHistory(rejected_in_a_row=3), R.TOO_MANY_REJECTED, "3 jobs in a row ended without a promotion"),
+        (
+            POLICY,
+            JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED)),
+            R.TOO_MANY_REJECTED,
+            "3 jobs in a row ended",
+        ),
         (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
-        (POLICY, JobHistory(rejected_in_a_row=1), R.AWAITING_NEW_DATA, "1 more window(s) first"),
-        (POLICY, JobHistory(rejected_in_a_row=2, windows_since_last=1), R.AWAITING_NEW_DATA, "1 more window(s)"),
+        (POLICY, JobHistory(past=(REJECTED,)), R.AWAITING_NEW_DATA, "1 more window(s) first"),
+        (
+            POLICY,
+            JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=1),
+            R.AWAITING_NEW_DATA,
+            "1 more window(s)",
+        ),
         (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
-        (POLICY, JobHistory(windows_ago=(1, 9, 20, 27)), R.PACE, "4 jobs in the last 28 windows, retrain.pace = 7"),
+        (POLICY, JobHistory(windows_ago=(1, 2)), R.PACE, "retrain.pace = 7: 6 more window(s) first"),
     ],
 )
 def test_suppressed_with_its_reason(
@@ -59,8 +78,8 @@ def test_every_reason_has_a_row_in_the_table_above() -> None:
     [
         FREE,
         JobHistory(last_ended_at=NOW - HOUR),
-        JobHistory(rejected_in_a_row=1, windows_since_last=1),
-        JobHistory(rejected_in_a_row=2, windows_since_last=2),
+        JobHistory(past=(REJECTED,), windows_since_last=1),
+        JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=2),
         JobHistory(started_today=3),
         JobHistory(champion="1"),
     ],
@@ -73,7 +92,7 @@ def test_requested_when_nothing_speaks_against_it(history: JobHistory) -> None:
 
 def test_person_passes_everything_but_a_job_in_flight() -> None:
     manual = replace(RULE, trigger=TriggerKind.MANUAL)
-    against = JobHistory(None, NOW, "rejected", 99, 99, 0, "2")
+    against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, (0.5,) * 9)
     assert isinstance(decide(manual, replace(POLICY, enabled=False), against, NOW), RetrainRequest)
     assert isinstance(decide(manual, POLICY, replace(against, in_flight="j"), NOW), Suppressed)
 
@@ -81,7 +100,7 @@ def test_person_passes_everything_but_a_job_in_flight() -> None:
 @pytest.mark.parametrize("trigger", [TriggerKind.SCHEDULE, TriggerKind.LABELS, TriggerKind.WEBHOOK])
 def test_only_rules_wait_for_new_windows(trigger: TriggerKind) -> None:
     cause = replace(RULE, trigger=trigger, version=None)
-    assert isinstance(decide(cause, POLICY, JobHistory(rejected_in_a_row=1), NOW), RetrainRequest)
+    assert isinstance(decide(cause, POLICY, JobHistory(past=(REJECTED,)), NOW), RetrainRequest)
 
 
 def test_request_id_follows_from_the_occasion_alone() -> None:
@@ -99,7 +118,15 @@ def test_same_facts_give_the_same_answer_until_time_passes() -> None:
     assert isinstance(decide(RULE, POLICY, history, NOW + HOUR), RetrainRequest)
 
 
-GAINED = JobHistory(gained=True, windows_ago=(7,))
+@pytest.mark.parametrize(("since", "count"), [(None, 2), (NOW - 2 * HOUR, 2), (NOW - MINUTE, 1), (NOW + MINUTE, 0)])
+def test_failures_from_before_a_rule_fired_do_not_count(since: datetime | None, count: int) -> None:
+    past = (REJECTED, replace(REJECTED, requested_at=NOW - HOUR), PastJob(NOW - 2 * HOUR, stands=True), REJECTED)
+    assert JobHistory(past=past).unsuccessful(since) == count
+
+
+HEAD, CLEAR = PastJob(NOW, stands=True, gain=1.5), PastJob(NOW, stands=True, gain=3.0)
+RENEWED, FOLLOWED = (PastJob(NOW, stands=True, gain=g, follow_up=True) for g in (-0.5, 3.5))
+GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,))
 
 
 @pytest.mark.parametrize(
@@ -107,13 +134,20 @@ GAINED = JobHistory(gained=True, windows_ago=(7,))
     [
         (GAINED, True),
         (replace(GAINED, windows_ago=(6.5, 20)), False),  # too soon
-        (replace(GAINED, gained=False), False),  # nothing was ever gained
-        (replace(GAINED, in_flight="j"), False),
-        (replace(GAINED, rejected_in_a_row=2), True),
-        (replace(GAINED, rejected_in_a_row=3), False),  # there is nothing more to gain
         (replace(GAINED, windows_ago=()), False),
-        (replace(GAINED, windows_ago=(7, 14, 21)), False),  # the last one is kept for a rule
-        (replace(GAINED, windows_ago=(7, 14, 28)), True),
+        (replace(GAINED, in_flight="j"), False),
+        (replace(GAINED, past=()), False),  # nothing was ever promoted
+        (replace(GAINED, past=(REJECTED, ROLLED_BACK)), False),
+        (replace(GAINED, past=(HEAD,)), True),  # the first follow-up is always due
+        (replace(GAINED, past=(RENEWED, HEAD)), False),  # the second needs a clear gain
+        (replace(GAINED, past=(REJECTED, HEAD)), False),
+        (replace(GAINED, past=(RENEWED, FOLLOWED, HEAD)), True),
+        (replace(GAINED, past=(ROLLED_BACK, HEAD)), False),  # what did not stand is no gain
+        (replace(GAINED, past=(REJECTED, RENEWED, CLEAR)), True),
+        (replace(GAINED, past=(REJECTED, RENEWED, ROLLED_BACK, CLEAR)), False),  # there is nothing more to gain
+        (replace(GAINED, past=(RENEWED, HEAD, CLEAR)), True),
+        (replace(GAINED, windows_ago=(7, 8)), False),  # the one that is left is kept for a rule
+        (replace(GAINED, windows_ago=(7, 14, 21)), True),
     ],
 )
 def test_promotion_is_followed_up_while_there_is_something_to_gain(history: JobHistory, due: bool) -> None:
@@ -121,8 +155,27 @@ def test_promotion_is_followed_up_while_there_is_something_to_gain(history: JobH
     assert not follow_up_due(replace(POLICY, follow_up=False), history)
 
 
+def test_clear_gain_is_what_chance_seldom_gives() -> None:
+    assert NormalDist().cdf(-CLEAR_GAIN) == pytest.approx(1 / 700, rel=0.1)
+
+
+@given(st.lists(st.floats(0, 20), max_size=30), st.integers(1, 9))
+def test_pace_holds_on_average_whoever_asks_as_often_as_allowed(gaps: list[float], pace: int) -> None:
+    policy, made, now = replace(POLICY, pace=pace), [], 0.0
+    for gap in gaps:
+        now += gap
+        saved = jobs_saved(policy, [now - at for at in reversed(made)])
+        assert saved <= SAVED_AT_MOST
+        if saved >= 1:
+            made.append(now)
+    if made:
+        assert len(made) <= SAVED_AT_FIRST + (made[-1] - made[0]) / pace + 1e-6
+    latest = [now - at for at in reversed(made)]
+    assert jobs_saved(policy, [ago + 100 * pace for ago in latest]) == (SAVED_AT_MOST if made else SAVED_AT_FIRST)
+
+
 def test_pace_is_for_what_windows_ask_for_not_for_people() -> None:
-    busy = JobHistory(windows_ago=(1, 2, 3, 4))
+    busy = JobHistory(windows_ago=(1, 2))
     assert isinstance(decide(RULE, POLICY, busy, NOW), Suppressed)
     assert isinstance(decide(replace(RULE, trigger=TriggerKind.MANUAL), POLICY, busy, NOW), RetrainRequest)
     assert isinstance(decide(replace(RULE, trigger=TriggerKind.SCHEDULE), POLICY, busy, NOW), RetrainRequest)
