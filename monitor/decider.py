@@ -149,6 +149,7 @@ class Decider:
             },
             version=record.version,
             since=record.firing_since,
+            windows_amiss=(at - since) / self._plan.windows.size if at and since else 0.0,
         )
 
     def _follow_up(self, records: Records, now: datetime, outcomes: Callable[[], int]) -> None:

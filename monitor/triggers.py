@@ -76,7 +76,8 @@ class JobHistory:
 class Cause:
     """Why a retrain is wanted now. `occasion` makes the request's id: the same occasion never asks twice.
 
-    `since`: of a rule, when it began to fire; jobs that failed before that do not speak against it.
+    `since`: of a rule, when it began to fire; jobs that failed before that do not speak against it. `windows_amiss`:
+    for how many windows things have been amiss.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Cause:
     evidence: Mapping[str, Any]
     version: str | None = None
     since: datetime | None = None
+    windows_amiss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +179,12 @@ def _against(
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
     if cause.trigger is TriggerKind.RULE and unsuccessful:
-        needed = 2 ** (unsuccessful - 1)
-        if history.windows_since_last < needed:
-            missing = needed - history.windows_since_last
+        known_then = max(1.0, cause.windows_amiss - history.windows_since_last)
+        missing = math.ceil(min(known_then, policy.pace) - history.windows_since_last - _ROUNDING)
+        if missing > 0:
             return (
                 SuppressReason.AWAITING_NEW_DATA,
-                f"the last challenger failed; {missing} more window(s) first",
+                f"the last job gained nothing; {missing} more window(s) first, to know twice as much of what is amiss",
             )
     if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP):
         missing_jobs = 1 - jobs_saved(policy, history.windows_ago)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from monitor.config import LoadedConfig, from_dict
 from monitor.lake import Lake
 from retrain.states import JobState
 from retrain.store import open_store
 from tests import measured_world as made
-from tests.conftest import require
+from tests.browser import Opened
 from tests.daemons import Daemon, until
 
 TOKEN = "open-sesame"
@@ -32,16 +31,6 @@ _GATES = [
     },
     {"name": "latency", "passed": False, "value": 4.0, "limit": 3.0, "detail": "too slow", "interval": None},
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    require("Chromium", [] if found else ["chromium"])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +62,6 @@ def _prepare(loaded: LoadedConfig) -> None:
     reports.mkdir(parents=True)
     (reports / f"1-{made.newest_end():%Y%m%dT%H%M%S}.html").write_text("<h1>report</h1>")
     store.engine.dispose()
-
-
-class Opened:
-    """A page that remembers what it complained about."""
-
-    def __init__(self, page: Page, url: str):
-        self.page, self.url = page, url
-        self.complaints: list[str] = []
-        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        page.add_init_script(
-            "window.shift = 0; new PerformanceObserver(l => l.getEntries().forEach(e => { if (!e.hadRecentInput) "
-            "window.shift += e.value })).observe({type: 'layout-shift', buffered: true})"
-        )
-
-    def go(self, path: str) -> Page:
-        self.page.goto(self.url + path)
-        self.page.wait_for_load_state("networkidle")
-        return self.page
 
 
 @pytest.fixture

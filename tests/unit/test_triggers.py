@@ -49,12 +49,6 @@ R = SuppressReason
         ),
         (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
         (POLICY, JobHistory(past=(REJECTED,)), R.AWAITING_NEW_DATA, "1 more window(s) first"),
-        (
-            POLICY,
-            JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=1),
-            R.AWAITING_NEW_DATA,
-            "1 more window(s)",
-        ),
         (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
         (POLICY, JobHistory(windows_ago=(1, 2)), R.PACE, "retrain.pace = 7: 6 more window(s) first"),
     ],
@@ -79,7 +73,7 @@ def test_every_reason_has_a_row_in_the_table_above() -> None:
         FREE,
         JobHistory(last_ended_at=NOW - HOUR),
         JobHistory(past=(REJECTED,), windows_since_last=1),
-        JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=2),
+        JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=1),
         JobHistory(started_today=3),
         JobHistory(champion="1"),
     ],
@@ -88,6 +82,20 @@ def test_requested_when_nothing_speaks_against_it(history: JobHistory) -> None:
     assert decide(RULE, POLICY, history, NOW) == RetrainRequest(
         request_id(RULE), "fraud", TriggerKind.RULE, "rule drop fires", {"value": 0.1}, NOW
     )
+
+
+@pytest.mark.parametrize(
+    ("amiss", "since_last", "missing"),
+    [(0, 0, 1), (0, 1, 0), (4, 0, 4), (6, 2, 2), (8, 4, 0), (40, 3, 4), (40, 7, 0)],  # at most the pace, which is 7
+)
+def test_after_a_refusal_a_rule_waits_until_twice_as_much_is_known(amiss: float, since_last: int, missing: int) -> None:
+    history = JobHistory(past=(REJECTED,), windows_since_last=since_last)
+    found = decide(replace(RULE, windows_amiss=amiss), POLICY, history, NOW)
+    if missing:
+        assert isinstance(found, Suppressed)
+        assert f"{missing} more window(s) first" in found.detail
+    else:
+        assert isinstance(found, RetrainRequest)
 
 
 def test_person_passes_everything_but_a_job_in_flight() -> None:
