@@ -171,11 +171,14 @@ def _against(
         return SuppressReason.SUPERSEDED, f"version {history.champion} has replaced version {cause.version}"
     unsuccessful = history.unsuccessful(cause.since)
     if unsuccessful >= policy.stop_after_rejected:
-        return (
-            SuppressReason.TOO_MANY_REJECTED,
-            f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
-            f"`driftd retrain {cause.model}`",
-        )
+        pause = policy.pace * policy.stop_after_rejected
+        ago = min(history.windows_ago, default=0.0)
+        if ago < pause - _ROUNDING:
+            return (
+                SuppressReason.TOO_MANY_REJECTED,
+                f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
+                f"`driftd retrain {cause.model}`; the next try is in {math.ceil(pause - ago)} window(s)",
+            )
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
     if cause.trigger is TriggerKind.RULE and unsuccessful:

@@ -123,7 +123,9 @@ class RetrainConfig(Section):
         True, description="after a promotion train again every `pace` windows, as long as there is something to gain"
     )
     stop_after_rejected: int = Field(
-        5, ge=1, description="consecutive rejected or failed jobs after which rules start no more jobs"
+        5,
+        ge=1,
+        description="after so many jobs in a row without a promotion rules pause for `pace` times as many windows",
     )
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"

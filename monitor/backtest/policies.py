@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from monitor.backtest.history import History
@@ -15,6 +16,7 @@ from monitor.backtest.replay import Replay, Replayed
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import Trainings, Version
 from monitor.plan import ModelPlan
+from retrain.request import RetrainRequest
 
 
 @dataclass(slots=True)
@@ -69,9 +71,14 @@ def run_driftd(
     *,
     act: bool = True,
 ) -> PolicyResult:
-    """driftd over the stream; without `act` its requests are noted and nothing is trained."""
+    """driftd over the stream; without `act` its requests are noted and nothing is trained, and so are those made after
+    the last window: their models would answer nothing."""
     serving = Serving(plan, history, trainings, first)
-    on_request = serving.retrain if act else serving.jobs.note
+    *_, (_, end) = history.windows(plan.windows.size)
+
+    def on_request(request: RetrainRequest, at: datetime) -> None:
+        (serving.retrain if act and at < end else serving.jobs.note)(request, at)
+
     replay = Replay(plan, history, serving, serving.job_history, on_request)
     return result_of(name, serving, plan.metrics[0], replay.run(on_window))
 

@@ -98,6 +98,13 @@ def test_after_a_refusal_a_rule_waits_until_twice_as_much_is_known(amiss: float,
         assert isinstance(found, RetrainRequest)
 
 
+def test_after_too_many_failures_a_rule_tries_again_but_seldom() -> None:
+    failed = JobHistory(past=(REJECTED,) * 3, windows_since_last=9)
+    for ago, asked in ((20.0, False), (21.0, True)):  # the pace is 7, three failures are too many
+        found = decide(RULE, POLICY, replace(failed, windows_ago=(ago,)), NOW)
+        assert isinstance(found, RetrainRequest) is asked
+
+
 def test_person_passes_everything_but_a_job_in_flight() -> None:
     manual = replace(RULE, trigger=TriggerKind.MANUAL)
     against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, (0.5,) * 9)
