@@ -7,19 +7,15 @@ arrive, only on what has arrived.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import polars as pl
 
-Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
-
-def first_predictions(frame: Frame) -> Frame:
+def first_predictions(frame: pl.DataFrame) -> pl.DataFrame:
     """One row per prediction_id: the first delivered."""
     return frame.sort("ts", "source_offset").unique("prediction_id", keep="first", maintain_order=True)
 
 
-def last_labels(labels: Frame) -> Frame:
+def last_labels(labels: pl.DataFrame) -> pl.DataFrame:
     """One row per prediction_id: the label with the greatest ts."""
     return labels.sort("ts", "label").unique("prediction_id", keep="last", maintain_order=True)
 

@@ -6,7 +6,8 @@ there once, with its newest label and the time that label came.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from monitor.demo.world import World
 from monitor.errors import ConfigError
@@ -27,7 +29,9 @@ from monitor.sources.files import FileSettings, FileSource
 from monitor.windows import window_start
 from retrain.schema import ModelSchema, Task
 
-BATCH_ROWS = 50_000
+BATCH_ROWS = GROUP_ROWS = 50_000
+PART_ROWS = 200_000
+"""Rows that are joined and sorted at once."""
 TABLE_BEGINS = datetime(2000, 1, 1, tzinfo=UTC)
 """When the first row of a table without times is said to have come."""
 
@@ -116,10 +120,13 @@ def from_lake(
     predictions = lake.scan(Table.PREDICTIONS, model, span)
     assert predictions is not None
     outcomes = lake.scan(Table.OUTCOMES, model, span)
-    if outcomes is None:
-        outcomes = pl.LazyFrame(schema={"prediction_id": pl.String, "label": pl.String, "label_ts": UTC_US})
-    rows = _with_labels(predictions, outcomes.select("prediction_id", "label", ts="label_ts"))
-    return _kept(rows, schema, f"lake, {span[0]} to {span[1]}", folder, lateness)
+
+    def labels(during: pl.Expr) -> pl.LazyFrame:
+        if outcomes is None:
+            return empty_frame(Stream.LABELS, schema).lazy()
+        return outcomes.filter(during).select("prediction_id", "label", ts="label_ts")
+
+    return _kept(predictions, labels, schema, f"lake, {span[0]} to {span[1]}", folder, lateness)
 
 
 def from_events(events: Path, schema: ModelSchema, limits: Limits, lateness: timedelta, folder: Path) -> History:
@@ -142,15 +149,11 @@ def from_events(events: Path, schema: ModelSchema, limits: Limits, lateness: tim
     if not parts[Stream.PREDICTIONS]:
         why = f"; {refused} records were refused" if refused else ""
         raise ConfigError([f"{events}: no prediction of model {schema.model!r} in its folder predictions{why}"])
-    empty = empty_frame(Stream.LABELS, schema).lazy()
-    labels = pl.scan_parquet(parts[Stream.LABELS], missing_columns="insert") if parts[Stream.LABELS] else empty
     predictions = pl.scan_parquet(parts[Stream.PREDICTIONS], missing_columns="insert")
-    return _kept(_with_labels(predictions, labels), schema, str(events), folder, lateness)
-
-
-def _with_labels(predictions: pl.LazyFrame, labels: pl.LazyFrame) -> pl.LazyFrame:
-    newest = last_labels(labels).select("prediction_id", "label", label_ts="ts")
-    return first_predictions(predictions).join(newest, on="prediction_id", how="left")
+    labels = empty_frame(Stream.LABELS, schema).lazy()
+    if parts[Stream.LABELS]:
+        labels = pl.scan_parquet(parts[Stream.LABELS], missing_columns="insert")
+    return _kept(predictions, lambda _during: labels, schema, str(events), folder, lateness)
 
 
 def from_table(
@@ -170,7 +173,7 @@ def from_table(
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "history.parquet"
-    rows.write_parquet(path, row_group_size=50_000)
+    rows.write_parquet(path, row_group_size=GROUP_ROWS)
     training = world.frame[:first_row].drop_nulls("label")
     before = pl.Series("ts", [begins - step * (training.height - n) for n in range(training.height)], dtype=UTC_US)
     training = training.with_columns(before, prediction_id=pl.Series([f"t-{n:08d}" for n in range(training.height)]))
@@ -188,20 +191,45 @@ def _row_times(begins: datetime, size: timedelta, window_rows: int, rows: int) -
     ]
 
 
-def _kept(rows: pl.LazyFrame, schema: ModelSchema, source: str, folder: Path, lateness: timedelta) -> History:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "history.parquet"
-    known = set(rows.collect_schema().names())
-    wanted = ["prediction_id", "model_version", "ts", "prediction", *schema.score_columns, *schema.feature_columns]
-    wanted += [*schema.segment_columns, "latency_ms", "invalid_features", "label", "label_ts"]
-    ordered = rows.select(c for c in wanted if c in known).sort("ts", "prediction_id")
-    ordered.sink_parquet(path, row_group_size=50_000)
-    times = pl.scan_parquet(path).select("ts").collect()["ts"]
+LabelsOf = Callable[[pl.Expr], pl.LazyFrame]
+"""A condition on `ts` of predictions -> their labels with the time they came as `ts`; several of one, and others among
+them."""
+
+
+def _kept(
+    predictions: pl.LazyFrame, labels_of: LabelsOf, schema: ModelSchema, source: str, folder: Path, lateness: timedelta
+) -> History:
+    """Write the history, part after part: what is in memory at once does not grow with it, but for a time per row."""
+    times = predictions.select("ts").collect()["ts"].sort()
     if not times.len():
         raise ConfigError([f"{source}: no predictions of {schema.model}"])
-    labelled = pl.scan_parquet(path).select(pl.col("label").is_not_null().sum()).collect().item()
-    numbers = _numbers(times)
-    return History(source, schema, path, numbers, _utc(numbers[-1]) - lateness, int(labelled))
+    starts = times.gather_every(PART_ROWS).unique(maintain_order=True).to_list()
+    known = set(predictions.collect_schema().names())
+    wanted = ["prediction_id", "model_version", "ts", "prediction", *schema.score_columns, *schema.feature_columns]
+    wanted += [*schema.segment_columns, "latency_ms", "invalid_features"]
+    columns = [c for c in wanted if c in known]
+    folder.mkdir(parents=True, exist_ok=True)
+    path, kept, labelled = folder / "history.parquet", [], 0
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for start, end in zip(starts, [*starts[1:], None], strict=True):
+            during = pl.col("ts") >= start if end is None else pl.col("ts").is_between(start, end, closed="left")
+            part = _joined(predictions.filter(during).select(*columns, "source_offset"), labels_of(during))
+            kept.append(part["ts"])
+            labelled += part.height - part["label"].null_count()
+            rows = part.select(*columns, "label", "label_ts").to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or stack.enter_context(pq.ParquetWriter(path, rows.schema))
+            writer.write_table(rows, row_group_size=GROUP_ROWS)
+    numbers = _numbers(pl.concat(kept))
+    return History(source, schema, path, numbers, _utc(numbers[-1]) - lateness, labelled)
+
+
+def _joined(predictions: pl.LazyFrame, labels: pl.LazyFrame) -> pl.DataFrame:
+    """Each prediction once, with its newest label, in order of time."""
+    first = first_predictions(predictions.collect())
+    mine = labels.join(first.lazy().select("prediction_id"), on="prediction_id", how="semi").collect(engine="streaming")
+    newest = last_labels(mine).select("prediction_id", "label", label_ts="ts")
+    return first.join(newest, on="prediction_id", how="left").sort("ts", "prediction_id")
 
 
 def _numbers(times: pl.Series) -> np.ndarray[Any, Any]:
