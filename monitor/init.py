@@ -21,7 +21,7 @@ import polars as pl
 from monitor.columns import Asked, Findings, look
 from monitor.config import from_dict
 from monitor.errors import ConfigError
-from monitor.proposal import Settings, Window, choose_window, propose, summary
+from monitor.proposal import Setup, Window, choose_window, propose, summary
 from monitor.reference import read_file, to_lake_columns
 from monitor.sections import RESERVED_NAMES, Config
 from monitor.tables import read_table
@@ -71,19 +71,19 @@ def init(wishes: Wishes) -> Done:
     window = choose_window(found.times, size, wishes.rows_per_day, sampled=sampled)
     folder = wishes.output.parent if wishes.output is not None else Path()
     made = None if own_reference or _usable_as_it_is(wishes.reference, found) else _reference_name(found.schema)
-    settings = Settings(
+    setup = Setup(
         reference=None if own_reference else made or _relative(wishes.reference, folder),
         written_later=made is not None and wishes.output is None,
         registered_model=wishes.registered,
         tracking_uri=wishes.tracking_uri,
         kafka=tuple(wishes.kafka.split(",")) if wishes.kafka else (),
     )
-    text = propose(found, window, settings)
+    text = propose(found, window, setup)
     if wishes.output is None:
         _accepted(text, folder)
     else:
         _write(wishes, wishes.output, text, found.lake if made else None, made)
-    return Done(text, tuple(_said(wishes, found, window, settings, folder)))
+    return Done(text, tuple(_said(wishes, found, window, setup, folder)))
 
 
 # -- what is asked
@@ -219,8 +219,8 @@ def _write(wishes: Wishes, output: Path, text: str, lake: pl.DataFrame | None, n
         raise ConfigError([f"{output}: cannot be written: {exc.strerror or exc}"]) from exc
 
 
-def _said(wishes: Wishes, found: Findings, window: Window, settings: Settings, folder: Path) -> Iterator[str]:
-    yield from summary(found, window, settings)
+def _said(wishes: Wishes, found: Findings, window: Window, setup: Setup, folder: Path) -> Iterator[str]:
+    yield from summary(found, window, setup)
     if wishes.output is None:
         return
     yield f"{wishes.output}: written. Next:"
@@ -228,7 +228,7 @@ def _said(wishes: Wishes, found: Findings, window: Window, settings: Settings, f
     target, drop, stream = found.target, found.others, wishes.reference
     if stream is not None and not re.search(r"\.(parquet|csv(\.gz)?)$", stream.name):  # a backtest reads no other file
         target, drop = "label", tuple(c for c in found.lake.columns if not c.startswith("feature_") and c != "label")
-        stream = folder / settings.reference if settings.reference == _reference_name(found.schema) else None
+        stream = folder / setup.reference if setup.reference == _reference_name(found.schema) else None
     if stream is None:
         yield f"  driftd --config {shlex.quote(str(wishes.output))} run"
         return

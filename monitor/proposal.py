@@ -45,7 +45,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Setup:
     """What the config says besides what was found. `reference`: path as config.toml shall name it; None when the
     registered version brings its own. `written_later`: the reference file does not exist yet and will not be made."""
 
@@ -111,7 +111,7 @@ class _Times:
 # -- the text
 
 
-def propose(found: Findings, window: Window, settings: Settings) -> str:
+def propose(found: Findings, window: Window, setup: Setup) -> str:
     """config.toml for what was found. It loads as it is."""
     schema = found.schema
     model = f"models.{_key(schema.model)}"
@@ -121,10 +121,10 @@ def propose(found: Findings, window: Window, settings: Settings) -> str:
         ),
         *_comment("(docs/configuration.md). `driftd check` says what is wrong after a change."),
         "",
-        *_source(settings),
+        *_source(setup),
         f"[{model}]",
         *_about_task(found),
-        *_about_registry(settings, schema.model),
+        *_about_registry(setup, schema.model),
         *_about_metrics(found),
         "",
         f"[{model}.features]",
@@ -135,17 +135,17 @@ def propose(found: Findings, window: Window, settings: Settings) -> str:
         f"size = {_text(format_duration(window.size))}",
         *_about_min_rows(window),
         "",
-        *_about_reference(found, settings, model),
+        *_about_reference(found, setup, model),
         *_about_rules(schema.task, model),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _source(settings: Settings) -> Iterator[str]:
-    if settings.kafka:
-        yield from ("[source]", 'kind = "kafka"', "", "[source.kafka]", f"bootstrap = {_texts(settings.kafka)}", "")
-    if settings.tracking_uri is not None:
-        yield from ("[mlflow]", f"tracking_uri = {_text(settings.tracking_uri)}", "")
+def _source(setup: Setup) -> Iterator[str]:
+    if setup.kafka:
+        yield from ("[source]", 'kind = "kafka"', "", "[source.kafka]", f"bootstrap = {_texts(setup.kafka)}", "")
+    if setup.tracking_uri is not None:
+        yield from ("[mlflow]", f"tracking_uri = {_text(setup.tracking_uri)}", "")
 
 
 def _about_task(found: Findings) -> Iterator[str]:
@@ -167,9 +167,9 @@ def _about_task(found: Findings) -> Iterator[str]:
         yield from _comment(remark)
 
 
-def _about_registry(settings: Settings, model: str) -> Iterator[str]:
-    if settings.registered_model not in (None, model):
-        yield f"registered_model = {_text(str(settings.registered_model))}"
+def _about_registry(setup: Setup, model: str) -> Iterator[str]:
+    if setup.registered_model not in (None, model):
+        yield f"registered_model = {_text(str(setup.registered_model))}"
 
 
 def _about_metrics(found: Findings) -> Iterator[str]:
@@ -205,23 +205,23 @@ def _about_min_rows(window: Window) -> Iterator[str]:
     yield f"min_rows = {window.min_rows}"
 
 
-def _about_reference(found: Findings, settings: Settings, model: str) -> Iterator[str]:
+def _about_reference(found: Findings, setup: Setup, model: str) -> Iterator[str]:
     """The path is written when it can be read, and when performance can be compared with what it holds."""
     yield f"[{model}.reference]"
-    if settings.reference is None:
+    if setup.reference is None:
         yield from _comment("the reference that was logged with the registered version is used")
     elif found.prediction is None:
         yield from _comment(
             f"{_without_predictions()} With `path` this file would be it, and performance_drop would have "
             "nothing to compare with. Better: `driftd init` again with --prediction COLUMN."
         )
-        yield f"# path = {_text(settings.reference)}"
-    elif settings.written_later:
+        yield f"# path = {_text(setup.reference)}"
+    elif setup.written_later:
         yield from _comment("the file's columns need other names: `driftd init` writes this one with --output FILE")
-        yield f"# path = {_text(settings.reference)}"
+        yield f"# path = {_text(setup.reference)}"
     else:
         yield from _comment("what windows are compared with, unless the registered version has its own")
-        yield f"path = {_text(settings.reference)}"
+        yield f"path = {_text(setup.reference)}"
     yield ""
 
 
@@ -241,7 +241,7 @@ def _about_rules(task: Task, model: str) -> Iterator[str]:
             yield f"# {_key(key)} = {_value(value)}"
 
 
-def summary(found: Findings, window: Window, settings: Settings) -> Iterator[str]:
+def summary(found: Findings, window: Window, setup: Setup) -> Iterator[str]:
     """What was found, for people."""
     schema = found.schema
     labelled = "all labelled" if found.labelled == found.rows else f"{found.labelled} labelled"
@@ -259,8 +259,8 @@ def summary(found: Findings, window: Window, settings: Settings) -> Iterator[str
     yield f"  window    {format_duration(window.size)}, {window.because}"
     if found.prediction is None:
         yield f"  missing   {_without_predictions()} --prediction COLUMN names them."
-    elif settings.reference is not None:
-        yield f"  reference {settings.reference}"
+    elif setup.reference is not None:
+        yield f"  reference {setup.reference}"
     for remark in found.remarks:
         yield f"  note      {remark}"
 

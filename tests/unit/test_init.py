@@ -24,7 +24,7 @@ from monitor.columns import Asked, look
 from monitor.config import LoadedConfig, from_dict, load
 from monitor.measure.worker import read_file, to_lake_columns
 from monitor.plan import plans
-from monitor.proposal import Settings, choose_window, propose
+from monitor.proposal import Setup, choose_window, propose
 from monitor.sections import DEFAULT_RULES, RuleConfig
 from retrain.schema import FeatureKind, Task
 
@@ -356,7 +356,7 @@ def test_whatever_the_names_are_the_text_is_accepted_and_says_the_same(names: li
     frame = pl.DataFrame({**columns, "truth": [classes[i % len(classes)] for i in range(60)], "empty#\n": [None] * 60})
     found = look(frame, Asked(target="truth"), source=f"{names[0]}.csv", model="a.b-c")
     window = choose_window(None)
-    text = propose(found, window, Settings(f"{names[0]}.csv", registered_model=names[0], kafka=("h:1", "h:2")))
+    text = propose(found, window, Setup(f"{names[0]}.csv", registered_model=names[0], kafka=("h:1", "h:2")))
     loaded = from_dict(tomllib.loads(text))
     schema = loaded.schemas["a.b-c"]
     assert {f.name for f in schema.features} == set(names)
