@@ -6,9 +6,10 @@ and in who tells the time, not in what happens to a window once it is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import structlog
 
@@ -21,7 +22,8 @@ from monitor.plan import ModelPlan
 from monitor.reasons import what_changed, what_drifted
 from monitor.rules import Action, Verdict
 from monitor.triggers import (
-    KNOWN_REQUESTS,
+    LOOK_BACK,
+    PACED,
     Cause,
     JobHistory,
     Suppressed,
@@ -34,6 +36,7 @@ from retrain.request import RetrainRequest, TriggerKind
 
 log = structlog.get_logger()
 
+POSITION = "position"
 JobHistoryOf = Callable[[str, datetime], JobHistory]
 """(model, now) -> what the control database knows of its jobs."""
 MeasuredWindows = Iterable[tuple[WindowKey, Sequence[Measurement]]]
@@ -123,14 +126,17 @@ class Decider:
         records = self._ledger.rule_records(self._plan.model)
         for record in firing(records):
             if actions.get(record.rule) is Action.RETRAIN and record.verdict is Verdict.BREACH:
-                self.decide(self._cause(record), now, outcomes(), record.judged)
-        if self._plan.triggers.follow_up and actions:
-            self._follow_up(records, now, outcomes)
+                self.decide(self._cause(record), now, outcomes())
+        if actions:
+            self._follow_up(now, outcomes)
         if self._plan.new_labels:
             self._trigger_on_labels(self._plan.new_labels, now, outcomes())
 
     def _cause(self, record: RuleRecord) -> Cause:
         at, since = record.state.at, record.state.amiss_since
+        amiss = (at - since) / self._plan.windows.size if at and since else 0.0
+        if record.state.evidence_since is None:
+            amiss += 1  # since the end of the first bad window
         text = f"rule {record.rule} fires on version {record.version}: {record.reason}"
         if drifted := self._drifted.get(record.version, ""):
             drifted = f"drifted most by importance: {drifted}"
@@ -143,39 +149,30 @@ class Decider:
                 "rule": record.rule,
                 "version": record.version,
                 "value": record.value,
-                "judged": record.judged,
                 "window_end": at.isoformat() if at else None,
                 "since": since.isoformat() if since else None,
             },
             version=record.version,
             since=record.firing_since,
-            windows_amiss=(at - since) / self._plan.windows.size if at and since else 0.0,
+            windows_amiss=amiss,
         )
 
-    def _follow_up(self, records: Records, now: datetime, outcomes: Callable[[], int]) -> None:
-        ends = [r.state.at for r in records.values() if r.state.at is not None]
-        last = self._ledger.last_request(self._plan.model) if ends else None
-        if last is None:
+    def _follow_up(self, now: datetime, outcomes: Callable[[], int]) -> None:
+        policy, model = self._plan.triggers, self._plan.model
+        last = self._ledger.last_request(model)
+        if last is None or not follow_up_paced(policy, history := self._requests(JobHistory())):
             return
-        newest, policy = max(ends), self._plan.triggers
-        if not follow_up_paced(policy, ago := self._windows_ago(newest)):
-            return
-        if follow_up_due(policy, replace(self._job_history(self._plan.model, now), windows_ago=ago)):
-            reason = f"{min(ago):.0f} windows after the last training there are more rows to learn from"
-            evidence = {"window_end": newest.isoformat()}
-            self.decide(Cause(self._plan.model, TriggerKind.FOLLOW_UP, last.id, reason, evidence), now, outcomes())
+        if follow_up_due(policy, self._requests(self._job_history(model, now))):
+            reason = f"{history.since_last:.0f} windows after the last training there are more rows to learn from"
+            self.decide(Cause(model, TriggerKind.FOLLOW_UP, last.id, reason, {}), now, outcomes())
 
-    def _history(self, window_end: datetime | None, now: datetime) -> JobHistory:
-        history = self._job_history(self._plan.model, now)
-        return history if window_end is None else replace(history, windows_ago=self._windows_ago(window_end))
-
-    def _windows_ago(self, window_end: datetime) -> Sequence[float]:
-        ends = self._ledger.request_windows(self._plan.model, KNOWN_REQUESTS)
-        return [(window_end - end) / self._plan.windows.size for end in ends]
+    def _requests(self, history: JobHistory) -> JobHistory:
+        """With what the ledger knows: where in the stream of windows things stand, and how far back requests lie."""
+        return with_requests(history, self._ledger, self._plan)
 
     def _trigger_on_labels(self, new_labels: int, now: datetime, outcomes: int) -> None:
-        last = self._ledger.last_request(self._plan.model)
-        before = int(last.evidence.get("outcomes", 0)) if last else 0
+        evidence = self._ledger.request_evidence(self._plan.model, list(TriggerKind), LOOK_BACK)
+        before = next((int(e["outcomes"]) for e in evidence if "outcomes" in e), 0)
         if outcomes - before >= new_labels:
             cause = Cause(
                 model=self._plan.model,
@@ -186,17 +183,13 @@ class Decider:
             )
             self.decide(cause, now, outcomes)
 
-    def decide(self, cause: Cause, now: datetime, outcomes: int, judged: int = 0) -> RetrainRequest | Suppressed:
+    def decide(self, cause: Cause, now: datetime, outcomes: int) -> RetrainRequest | Suppressed:
         """Decide on a cause and record the answer with its evidence; an occasion answered before stays answered."""
         last = self._ledger.last_request(self._plan.model)
         if last is not None and last.id == request_id(cause):
             return last
-        cause = replace(cause, evidence={**cause.evidence, "outcomes": outcomes})
-        end = cause.evidence.get("window_end")
-        history = self._history(datetime.fromisoformat(end) if end else None, now)
-        same = last is not None and all(last.evidence.get(k) == cause.evidence.get(k) for k in ("rule", "version"))
-        before = int(last.evidence.get("judged", 0)) if last is not None and same else 0
-        history = replace(history, windows_since_last=judged - before)
+        history = self._requests(self._job_history(self._plan.model, now))
+        cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), history)
         decision = decide(cause, self._plan.triggers, history, now)
         if self._ledger.decide(decision, now):
             if isinstance(decision, Suppressed):
@@ -212,3 +205,30 @@ class Decider:
                 )  # fmt: skip
                 self._metrics.requests.labels(cause.model, cause.trigger.value).inc()
         return decision
+
+
+def with_requests(history: JobHistory, ledger: Ledger, plan: ModelPlan) -> JobHistory:
+    """`history` with where in the stream of windows things stand, and how many windows ago requests were made."""
+    ends = [r.state.at for r in ledger.rule_records(plan.model).values() if r.state.at is not None]
+    if not ends:
+        return history
+    position = max(ends)
+
+    def ago(evidence: Mapping[str, Any]) -> float | None:
+        then = evidence.get(POSITION)
+        return None if then is None else max(0.0, (position - datetime.fromisoformat(then)) / plan.windows.size)
+
+    paced = map(ago, ledger.request_evidence(plan.model, PACED, LOOK_BACK))
+    newest = ledger.last_request(plan.model)
+    return replace(
+        history,
+        position=position,
+        windows_ago=[windows for windows in paced if windows is not None],
+        since_last=None if newest is None else ago(newest.evidence),
+    )
+
+
+def placed(cause: Cause, history: JobHistory) -> Cause:
+    """The cause with where in the stream of windows it came up, for `with_requests` to read later."""
+    position = history.position
+    return replace(cause, evidence={**cause.evidence, POSITION: position.isoformat() if position else None})

@@ -35,7 +35,7 @@ from monitor.phases import Phase, RuleState, Transition
 from monitor.rules import Verdict
 from monitor.triggers import Suppressed
 from retrain.database import UtcDateTime, create_tables, metadata, reading, writing
-from retrain.request import RetrainRequest
+from retrain.request import RetrainRequest, TriggerKind
 
 _cursors = Table(
     "monitor_cursors",
@@ -297,17 +297,20 @@ class Ledger:
             found = db.scalar(query)
         return RetrainRequest.from_json(found) if found else None
 
-    def request_windows(self, model: str, limit: int) -> list[datetime]:
-        """Ends of the windows at which the newest requests were made, newest first, as far as a window made them."""
+    def request_evidence(self, model: str, triggers: Collection[TriggerKind], limit: int) -> list[Mapping[str, Any]]:
+        """Evidence of the newest requests by these triggers, newest first."""
         query = (
             select(_decisions.c.evidence)
-            .where(_decisions.c.model == model, _decisions.c.outcome == REQUESTED)
+            .where(
+                _decisions.c.model == model,
+                _decisions.c.outcome == REQUESTED,
+                _decisions.c.trigger.in_([t.value for t in triggers]),
+            )
             .order_by(_decisions.c.id.desc())
             .limit(limit)
         )
         with reading(self._engine) as db:
-            ends = [evidence.get("window_end") for evidence in db.scalars(query)]
-        return [datetime.fromisoformat(end) for end in ends if end]
+            return list(db.scalars(query))
 
     def decisions(self, model: str, limit: int = 20) -> list[Decision]:
         """Newest first."""

@@ -11,6 +11,7 @@ from datetime import datetime
 import polars as pl
 
 from monitor.config import LoadedConfig
+from monitor.decider import placed, with_requests
 from monitor.errors import ConfigError
 from monitor.lake import Lake, Table, collect
 from monitor.ledger import Ledger
@@ -43,7 +44,9 @@ def request_retrain(
         reason=f"asked for by {actor}" + (f": {reason}" if reason else ""),
         evidence={"actor": actor},
     )
-    decision = decide(cause, plans(loaded)[model].triggers, job_history(store, model, now), now)
+    plan = plans(loaded)[model]
+    history = with_requests(job_history(store, model, now), ledger, plan)
+    decision = decide(placed(cause, history), plan.triggers, history, now)
     ledger.decide(decision, now)
     if isinstance(decision, Suppressed):
         return ManualDecision(None, decision.detail)

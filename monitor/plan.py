@@ -114,6 +114,7 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
             pace=retrain.pace,
             follow_up=retrain.follow_up,
             stop_after_rejected=retrain.stop_after_rejected,
+            window=windows.size,
         ),
         new_labels=section.new_labels,
         schedule=section.schedule,

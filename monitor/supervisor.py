@@ -17,7 +17,7 @@ import structlog
 
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
-from monitor.triggers import KNOWN_REQUESTS, JobHistory, PastJob
+from monitor.triggers import LOOK_BACK, JobHistory, PastJob
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
@@ -121,7 +121,7 @@ class Supervisor:
 def job_history(store: Store, model: str, now: datetime) -> JobHistory:
     """What triggers must know of a model's jobs."""
     in_flight = store.in_flight(model)
-    ended = [job for job in store.list_jobs(model, limit=KNOWN_REQUESTS) if job.ended_at is not None]
+    ended = [job for job in store.list_jobs(model, limit=LOOK_BACK) if job.ended_at is not None]
     moves = store.alias_moves(model, "champion")
     return JobHistory(
         in_flight=in_flight.id if in_flight else None,

@@ -37,6 +37,7 @@ class TriggerPolicy:
     pace: int
     follow_up: bool
     stop_after_rejected: int
+    window: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,9 @@ class PastJob:
 class JobHistory:
     """What is known of one model's jobs. Times are aware UTC wall time.
 
-    `past`: the newest jobs that have ended, newest first. `windows_ago`: of the newest requests, how many windows ago
-    each was made, newest first. `windows_since_last`: those that the asking rule has judged since it last asked.
+    `past`: the newest jobs that have ended, newest first. The clock of requests is `position`, the end of the newest
+    window that rules have judged: `windows_ago` says how many windows ago the newest requests that the pace is for were
+    made, newest first, `since_last` the same of the newest request of all. None: not known.
     """
 
     in_flight: str | None = None
@@ -63,8 +65,9 @@ class JobHistory:
     started_today: int = 0
     champion: str | None = None
     past: Sequence[PastJob] = ()
+    position: datetime | None = None
     windows_ago: Sequence[float] = ()
-    windows_since_last: int = 0
+    since_last: float | None = None
 
     def unsuccessful(self, since: datetime | None) -> int:
         """The newest jobs in a row that left the champion as it was; only of those requested since then."""
@@ -118,8 +121,9 @@ def decide(cause: Cause, policy: TriggerPolicy, history: JobHistory, now: dateti
 
 SAVED_AT_FIRST, SAVED_AT_MOST = 2, 5
 """Jobs that may follow each other without regard to the pace: a change that is still going on needs more than one."""
-KNOWN_REQUESTS = 50
-"""Requests that the pace looks back on."""
+PACED = (TriggerKind.RULE, TriggerKind.FOLLOW_UP)
+LOOK_BACK = 50
+"""Jobs and requests that are looked back on."""
 CLEAR_GAIN = 3.0
 """Standard errors: of two equal models one gains as much by chance in 1 of 700 contests."""
 _ROUNDING = 1e-9
@@ -135,9 +139,11 @@ def jobs_saved(policy: TriggerPolicy, windows_ago: Sequence[float]) -> float:
     return saved
 
 
-def follow_up_paced(policy: TriggerPolicy, windows_ago: Sequence[float]) -> bool:
-    """Whether the pace allows a follow-up now; one job is kept for a rule that fires."""
-    return bool(windows_ago) and min(windows_ago) >= policy.pace and jobs_saved(policy, windows_ago) >= 2 - _ROUNDING
+def follow_up_paced(policy: TriggerPolicy, history: JobHistory) -> bool:
+    """Whether the pace allows a follow-up now; one job is kept for a rule that fires. Needs no `past`."""
+    if not policy.follow_up or history.since_last is None or history.since_last < policy.pace - _ROUNDING:
+        return False
+    return jobs_saved(policy, history.windows_ago) >= 2 - _ROUNDING
 
 
 def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
@@ -146,7 +152,7 @@ def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
     One follow-up is due after each promotion that was asked for otherwise; more of them as long as one of the newest
     `stop_after_rejected` jobs has clearly gained.
     """
-    if not policy.follow_up or history.in_flight or not follow_up_paced(policy, history.windows_ago):
+    if history.in_flight or not follow_up_paced(policy, history):
         return False
     recent = [job for job in history.past[: policy.stop_after_rejected] if job.stands]
     first = bool(recent) and recent[0] is history.past[0] and not recent[0].follow_up
@@ -169,34 +175,42 @@ def _against(
         return SuppressReason.DISABLED, "retrain.enabled is false"
     if cause.version and history.champion and cause.version != history.champion:
         return SuppressReason.SUPERSEDED, f"version {history.champion} has replaced version {cause.version}"
-    unsuccessful = history.unsuccessful(cause.since)
-    if unsuccessful >= policy.stop_after_rejected:
-        pause = policy.pace * policy.stop_after_rejected
-        ago = min(history.windows_ago, default=0.0)
-        if ago < pause - _ROUNDING:
-            return (
-                SuppressReason.TOO_MANY_REJECTED,
-                f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
-                f"`driftd retrain {cause.model}`; the next try is in {math.ceil(pause - ago)} window(s)",
-            )
+    unsuccessful, since_last = history.unsuccessful(cause.since), _since_last(policy, history, now)
+    pause = policy.pace * policy.stop_after_rejected
+    if unsuccessful >= policy.stop_after_rejected and since_last < pause - _ROUNDING:
+        return (
+            SuppressReason.TOO_MANY_REJECTED,
+            f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
+            f"`driftd retrain {cause.model}`; else {_when(policy, history, now, pause - since_last)}",
+        )
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
     if cause.trigger is TriggerKind.RULE and unsuccessful:
-        known_then = max(1.0, cause.windows_amiss - history.windows_since_last)
-        missing = math.ceil(min(known_then, policy.pace) - history.windows_since_last - _ROUNDING)
-        if missing > 0:
-            return (
-                SuppressReason.AWAITING_NEW_DATA,
-                f"the last job gained nothing; {missing} more window(s) first, to know twice as much of what is amiss",
-            )
-    if cause.trigger in (TriggerKind.RULE, TriggerKind.FOLLOW_UP):
-        missing_jobs = 1 - jobs_saved(policy, history.windows_ago)
-        if missing_jobs > _ROUNDING:
-            wait = math.ceil(missing_jobs * policy.pace)
-            return SuppressReason.PACE, f"retrain.pace = {policy.pace}: {wait} more window(s) first"
+        wait = min(policy.pace, max(1.0, cause.windows_amiss - since_last)) - since_last
+        if wait > _ROUNDING:
+            when = _when(policy, history, now, wait)
+            return SuppressReason.AWAITING_NEW_DATA, f"the last job gained nothing: with more rows, {when}"
+    if cause.trigger in PACED and (missing := 1 - jobs_saved(policy, history.windows_ago)) > _ROUNDING:
+        when = _when(policy, history, now, missing * policy.pace)
+        return SuppressReason.PACE, f"one job in {policy.pace} windows (retrain.pace): {when}"
     if history.started_today >= policy.max_per_day:
         return (
             SuppressReason.BUDGET,
             f"{history.started_today} jobs today, max_per_day = {policy.max_per_day}",
         )
     return None
+
+
+def _since_last(policy: TriggerPolicy, history: JobHistory, now: datetime) -> float:
+    """Windows since the last request; by the wall clock where no rule judges windows."""
+    if history.since_last is not None:
+        return history.since_last
+    return math.inf if history.last_ended_at is None else (now - history.last_ended_at) / policy.window
+
+
+def _when(policy: TriggerPolicy, history: JobHistory, now: datetime, windows: float) -> str:
+    """The same text until the time has come: a refusal is recorded once."""
+    if history.position is None:
+        return f"from {now + windows * policy.window:%Y-%m-%d %H:%M} UTC"
+    at = history.position + math.ceil(windows - _ROUNDING) * policy.window
+    return f"with the window that ends {at:%Y-%m-%d %H:%M} UTC"

@@ -6,7 +6,7 @@ Invariant: a registered champion that cannot be measured never counts as beaten.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -34,6 +34,19 @@ class Contest:
     challenger: Evaluation
     comparison: Comparison | None
     gates: tuple[GateResult, ...]
+
+    @property
+    def renewed(self) -> bool:
+        """It passed only because what is promoted knows newer rows (`judge`, `renewing`)."""
+        quality, margin = self.gates[0], self.gates[0].limit
+        return quality.passed and quality.interval is not None and margin is not None and quality.interval[0] <= margin
+
+    def without_refit(self) -> Contest:
+        """The contest when the model that was judged is the one to promote: a renewal has no reason then."""
+        if not self.renewed:
+            return self
+        failed = replace(self.gates[0], passed=False, detail=f"{self.gates[0].detail}; but the refit failed")
+        return replace(self, gates=(failed, *self.gates[1:]))
 
     @property
     def gain(self) -> float | None:

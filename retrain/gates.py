@@ -62,7 +62,7 @@ def judge(
     *,
     renewing: bool = False,
 ) -> tuple[GateResult, ...]:
-    """Every gate that needs no registry. `renewing`: the challenger passes the quality gate when it is no worse."""
+    """Every gate that needs no registry. `renewing`: to pass the quality gate it suffices not to be worse."""
     return (
         _quality(champion, challenger, comparison, config, renewing),
         *_segments(champion, challenger, comparison.metric, config),
@@ -93,7 +93,7 @@ def _quality(
         detail = f"{name} {why}; the challenger stays out"
         return GateResult("quality", False, comparison.difference, config.margin, detail)
     better = comparison.low > config.margin
-    passed = better or (renewing and comparison.high > 0)
+    passed = better or (renewing and comparison.high >= 0)
     detail = (
         f"{name} {_number(ours)} against {_number(theirs)} ({champion.source}): better by "
         f"{comparison.difference:+.4g}, {comparison.confidence:.0%} interval "
@@ -101,7 +101,7 @@ def _quality(
         f"{'lies above' if better else 'does not lie above'} {config.margin:g}"
     )
     if passed and not better:
-        detail += ", but it is no worse and knows newer rows"
+        detail += ", but it is not shown to be worse, and what is promoted knows newer rows"
     if comparison.note:
         detail += f" ({comparison.note})"
     interval = (comparison.low, comparison.high)

@@ -67,12 +67,11 @@ class Comparison:
 
     @property
     def standard_errors(self) -> float | None:
-        """The difference in units of its own standard error, read off the interval; None: the interval is not known or
-        has no width."""
-        if self.difference is None or self.low is None or self.high is None or self.high <= self.low:
+        """The difference in units of its own standard error, read off the interval, within +-1000; None: not known."""
+        if self.difference is None or self.low is None or self.high is None:
             return None
-        width = 2 * NormalDist().inv_cdf((1 + self.confidence) / 2)
-        return self.difference * width / (self.high - self.low)
+        error = (self.high - self.low) / (2 * NormalDist().inv_cdf((1 + self.confidence) / 2))
+        return float(np.sign(self.difference) * min(1000.0, abs(self.difference) / max(error, 1e-12)))
 
 
 def measure(metric: str, labels: Array, predictions: Predictions, schema: ModelSchema) -> float | None:

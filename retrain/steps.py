@@ -150,6 +150,9 @@ class Steps:
         held = contest.hold_contest(spec, theirs, ours, holdout)
         passed = all(g.passed for g in held.gates)
         final = self._refit(snapshot, holdout) if passed and spec.config.refit else None
+        if passed and final is None:
+            held = held.without_refit()
+            passed = all(g.passed for g in held.gates)
         run_id = self._retry(MLFLOW, lambda: publish.open_run(registry, spec, snapshot))
         self._checkpoint("run_opened")
         at = self._job.created_at

@@ -108,11 +108,6 @@ class Store:
     def in_flight(self, model: str) -> Job | None:
         return next(iter(self.list_jobs(model, IN_FLIGHT, limit=1)), None)
 
-    def last_ended(self, model: str) -> Job | None:
-        """The job that left the in-flight states last; `cooldown` counts from its `ended_at`."""
-        ended = self._select(jobs.c.model == model, jobs.c.ended_at.is_not(None), by=jobs.c.ended_at, limit=1)
-        return next(iter(ended), None)
-
     def count_since(self, model: str, since: datetime) -> int:
         """Jobs of the model created at or after `since` (the day's budget)."""
         query = select(func.count()).where(jobs.c.model == model, jobs.c.created_at >= since)

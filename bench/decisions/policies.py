@@ -85,12 +85,17 @@ def staged(setting: Setting, history: History) -> Stage:
 
 
 Job = Callable[[Serving, RetrainRequest, datetime], None]
-"""What becomes of a request: `Serving.retrain` (gates decide), `Serving.note` (nothing is trained), `ungated`."""
+"""What becomes of a request: `Serving.retrain` (gates decide), `noted` (nothing is trained), `ungated`."""
 
 
 def ungated(serving: Serving, _request: RetrainRequest, at: datetime) -> None:
     """Train on all that is known and put it in force."""
     serving.replace_now(at)
+
+
+def noted(serving: Serving, request: RetrainRequest, at: datetime) -> None:
+    """Count the request; nothing is trained."""
+    serving.jobs.note(request, at)
 
 
 def run_asking(
@@ -217,22 +222,23 @@ def _policies(
 ) -> Iterator[tuple[str, Callable[[], Results]]]:
     """Name by name, how to run it. Without `act` only driftd trains, and what is there to train is left out."""
     yield DRIFTD, lambda: _driftd(stage, tell)
-    columns, job = Columns(stage.setting.plan.schema), Serving.retrain if act else Serving.note
-    shares: tuple[tuple[str, float | None], ...] = ((SHARE, EVIDENTLY_SHARE), (ANY, None))
-    for name, share in shares:
-        yield name, partial(_asking, name, stage, Preset(columns, share, FIRST), job, tell)
-    found["evidently_checked"] = found.get("evidently_checked", 0) + columns.checked
-    for name in DETECTORS:
-        if stage.setting.plan.schema.task is not Task.REGRESSION or name not in ZERO_ONE_ONLY:
-            yield name, partial(_asking, name, stage, ErrorDetector(name), job, tell)
     if act:
-        yield UNGATED, partial(_asking, UNGATED, stage, ErrorDetector("ADWIN"), ungated, tell)
         if trainings := found["policies"][DRIFTD]["trainings"]:
             at = spread(len(stage.windows()), trainings)
             yield PERIODIC, partial(_plain, PERIODIC, stage, at.__contains__, tell)
         yield NEVER, partial(_plain, NEVER, stage, lambda _n: False, tell)
         yield SLIDING, partial(_plain, SLIDING, stage.on_sliding_span(), lambda _n: True, tell)
         yield EVERY, partial(_plain, EVERY, stage, lambda _n: True, tell)
+        yield UNGATED, partial(_asking, UNGATED, stage, ErrorDetector("ADWIN"), ungated, tell)
+    job = Serving.retrain if act else noted
+    for name in DETECTORS:
+        if stage.setting.plan.schema.task is not Task.REGRESSION or name not in ZERO_ONE_ONLY:
+            yield name, partial(_asking, name, stage, ErrorDetector(name), job, tell)
+    columns = Columns(stage.setting.plan.schema)
+    shares: tuple[tuple[str, float | None], ...] = ((SHARE, EVIDENTLY_SHARE), (ANY, None))
+    for name, share in shares:
+        yield name, partial(_asking, name, stage, Preset(columns, share, FIRST), job, tell)
+    found["evidently_checked"] = found.get("evidently_checked", 0) + columns.checked
 
 
 def _driftd(stage: Stage, tell: Tell) -> Results:

@@ -58,7 +58,7 @@ RECORDED = (
     Recorded("flights, every 10th", "nycflights13.parquet", "arr_delayed_15", LEAKS, every=10),
 )  # fmt: skip
 QUIET = (
-    Quiet(10, 200, 1000, seeds=3),
+    Quiet(10, 200, 1000, seeds=2),
     Quiet(10, 2000, 300),
     Quiet(10, 10_000, 100),
     Quiet(200, 200, 300),

@@ -199,7 +199,7 @@ them."""
 def _kept(
     predictions: pl.LazyFrame, labels_of: LabelsOf, schema: ModelSchema, source: str, folder: Path, lateness: timedelta
 ) -> History:
-    """Write the history, part after part: what is in memory at once does not grow with it, but for a time per row."""
+    """Write the history part after part: but for a time and a hash per row, memory does not grow with it."""
     times = predictions.select("ts").collect()["ts"].sort()
     if not times.len():
         raise ConfigError([f"{source}: no predictions of {schema.model}"])
@@ -210,11 +210,14 @@ def _kept(
     columns = [c for c in wanted if c in known]
     folder.mkdir(parents=True, exist_ok=True)
     path, kept, labelled = folder / "history.parquet", [], 0
+    seen = pl.Series(dtype=pl.UInt64)
     with ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             during = pl.col("ts") >= start if end is None else pl.col("ts").is_between(start, end, closed="left")
-            part = _joined(predictions.filter(during).select(*columns, "source_offset"), labels_of(during))
+            mine = predictions.filter(during & ~pl.col("prediction_id").hash().is_in(seen.implode()))
+            part = _joined(mine.select(*columns, "source_offset"), labels_of(during))
+            seen.append(part["prediction_id"].hash())
             kept.append(part["ts"])
             labelled += part.height - part["label"].null_count()
             rows = part.select(*columns, "label", "label_ts").to_arrow(compat_level=pl.CompatLevel.oldest())

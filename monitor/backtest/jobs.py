@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from monitor.triggers import KNOWN_REQUESTS, JobHistory, PastJob
+from monitor.triggers import LOOK_BACK, JobHistory, PastJob
 from retrain.request import RetrainRequest
 
 
@@ -55,7 +55,7 @@ class SimulatedJobs:
             started_today=sum(job.at >= midnight for job in self._jobs),
             past=[
                 PastJob(job.at, job.state == "promoted", job.gain, job.follow_up)
-                for job in reversed(self._jobs[-KNOWN_REQUESTS:])
+                for job in reversed(self._jobs[-LOOK_BACK:])
                 if job.state != "noted"
             ],
         )

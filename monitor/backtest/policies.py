@@ -71,13 +71,14 @@ def run_driftd(
     *,
     act: bool = True,
 ) -> PolicyResult:
-    """driftd over the stream; without `act` its requests are noted and nothing is trained, and so are those made after
-    the last window: their models would answer nothing."""
+    """driftd over the stream; without `act` its requests are noted and nothing is trained. Those made after the last
+    window come to nothing: their models would answer nothing."""
     serving = Serving(plan, history, trainings, first)
     *_, (_, end) = history.windows(plan.windows.size)
 
     def on_request(request: RetrainRequest, at: datetime) -> None:
-        (serving.retrain if act and at < end else serving.jobs.note)(request, at)
+        if at < end:
+            (serving.retrain if act else serving.jobs.note)(request, at)
 
     replay = Replay(plan, history, serving, serving.job_history, on_request)
     return result_of(name, serving, plan.metrics[0], replay.run(on_window))

@@ -30,7 +30,7 @@ from monitor.plan import ModelPlan, plans
 from monitor.sections import DEFAULT_RULES
 from retrain.schema import Task
 
-WINDOWS = 100
+WINDOWS = 200
 """Windows that a table without times is cut into."""
 WINDOW_ROWS = (50, 1000)
 Progress = Callable[[str, int, int], None]

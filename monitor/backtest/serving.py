@@ -152,12 +152,14 @@ class Serving:
             return SimulatedJob(at, "rejected", model, None)
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
         held = self._contest(spec, holdout, ours)
+        again = self.trainings.fit(rows, key) if spec.config.refit and all(g.passed for g in held.gates) else ""
+        if isinstance(again, str):
+            held = held.without_refit()
+        else:
+            model = again
         decision = decide(held.gates, SmokeTest(True, "nothing is registered in a backtest"))
         if isinstance(decision, Reject):
             return SimulatedJob(at, "rejected", "; ".join(decision.reasons), None)
-        if spec.config.refit:
-            again = self.trainings.fit(rows, key)
-            model = model if isinstance(again, str) else again
         name = self._name()
         self.versions[name] = Version(name, model, reference_rows(holdout, ours, spec.schema))
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0

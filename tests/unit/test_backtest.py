@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.backtest.document import FORMAT
-from monitor.backtest.history import History
+from monitor.backtest.history import History, from_events
 from monitor.backtest.page import render
+from monitor.backtest.policies import run_driftd, spread
 from monitor.backtest.replay import final_at
 from monitor.backtest.run import Options, backtest, of_table
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import Trainings, first_version
 from monitor.config import from_dict
 from monitor.errors import ConfigError
+from monitor.events import Limits
 from monitor.measurement import WindowKey
 from monitor.plan import plans
 from monitor.windows import Maturity, WindowState, advance
 from retrain.request import RetrainRequest, TriggerKind
+from tests.builders import HOUR
 
 ROWS, CHANGE, WINDOW = 3000, 1500, 100
 
@@ -113,6 +118,58 @@ def test_a_model_answers_only_rows_that_came_after_it(table: Path, tmp_path: Pat
     versions = frame.group_by("model_version").agg(pl.col("ts").min().alias("first"), pl.col("ts").max().alias("last"))
     by = {row["model_version"]: row for row in versions.iter_rows(named=True)}
     assert by["1"]["last"] < at <= by["2"]["first"]
+
+
+def test_follow_ups_keep_the_pace_though_labels_are_late(table: Path, tmp_path: Path) -> None:
+    """Rules judge performance ten windows after drift: requests of both count by one clock."""
+    serving = serving_of(table, tmp_path, label_delay=10 * WINDOW)
+    plan = replace(serving.plan, triggers=replace(serving.plan.triggers, pace=2))
+    found = run_driftd("driftd", plan, serving.history, serving.trainings, serving.versions["1"], lambda _rows: None)
+    [first, *later] = found.jobs
+    assert first.state == "promoted"
+    assert any(job.follow_up for job in later)
+    times = [job.at for job in found.jobs]
+    gaps = [(b - a) / plan.windows.size for a, b in itertools.pairwise(times)]
+    assert all(gap >= plan.triggers.pace - 0.5 for gap, job in zip(gaps, later, strict=True) if job.follow_up)
+
+
+@pytest.mark.parametrize(("windows", "trainings", "at"), [(10, 1, {4}), (12, 3, {2, 5, 8}), (5, 0, set())])
+def test_periodic_trainings_are_spread_evenly(windows: int, trainings: int, at: set[int]) -> None:
+    assert spread(windows, trainings) == at
+
+
+@pytest.mark.parametrize("part_rows", [2, 3, 100])
+def test_history_is_the_same_however_it_is_cut_into_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
+) -> None:
+    """Delivered twice, with another time too; labels corrected, late and of nobody."""
+    monkeypatch.setattr("monitor.backtest.history.PART_ROWS", part_rows)
+    model = {"task": "regression", "features": {"x": "number"}}
+    plan = plans(from_dict({"models": {"m": model}}))["m"]
+    hours = [0, 1, 2, 3, 3, 4, 6, 1]
+    names = ["a", "b", "c", "d", "d", "e", "a", "b"]
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    events = tmp_path / "events"
+    for stream, rows in {
+        "predictions": [
+            {"prediction_id": n, "model": "m", "model_version": "1", "ts": (start + h * HOUR).isoformat(),
+             "features": {"x": k}, "prediction": k} for k, (n, h) in enumerate(zip(names, hours, strict=True))
+        ],
+        "labels": [
+            {"prediction_id": n, "model": "m", "ts": (start + h * HOUR).isoformat(), "label": v}
+            for n, h, v in (("a", 9, 1), ("a", 8, 2), ("d", 7, 3), ("nobody", 9, 4), ("e", 9, 5))
+        ],
+    }.items():  # fmt: skip
+        (events / stream).mkdir(parents=True)
+        (events / stream / "1.ndjson").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limits = Limits(datetime.now(UTC), timedelta(days=9), HOUR, 10_000)
+    history = from_events(events, plan.schema, limits, timedelta(0), tmp_path / "work")
+    rows = history.slice(0, history.rows)
+    assert rows.select("prediction_id", "feature_x", "label").rows() == [
+        ("a", 0.0, 1.0), ("b", 1.0, None), ("c", 2.0, None), ("d", 3.0, 3.0), ("e", 5.0, 5.0)
+    ]  # fmt: skip
+    assert (history.rows, history.labelled) == (5, 3)
+    assert rows["label_ts"].drop_nulls().to_list() == [start + 9 * HOUR, start + 7 * HOUR, start + 9 * HOUR]
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""bench/decisions.py: adapters detect and forget, tables say what the results hold, quiet rows are seeded."""
+"""bench/decisions: adapters detect and forget, tables say what the results hold, quiet rows are seeded."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from bench.decisions import policies, streams, tables
 from bench.decisions.detectors import DETECTORS, Columns, ErrorDetector, Preset, Seen
-from bench.decisions.policies import DRIFTD, EVERY, NEVER, SLIDING, UNGATED
+from bench.decisions.policies import ANY, DRIFTD, EVERY, NEVER, SHARE, SLIDING, UNGATED
 from bench.decisions.streams import RECORDED, Quiet, quiet_rows
 from bench.doc import BEGIN, END, rewrite
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
@@ -99,6 +99,16 @@ def test_a_quiet_stream_has_the_windows_that_were_asked_for(tmp_path: Path) -> N
     setting, history = streams.opened_quiet(stream, 0, tmp_path)
     windows = list(history.windows(setting.plan.windows.size))
     assert (len(windows), history.training_rows, history.rows) == (7, stream.training_rows, 280)
+
+
+def test_on_quiet_rows_what_others_ask_for_is_counted_and_not_trained(tmp_path: Path) -> None:
+    stage = policies.staged(*streams.opened_quiet(Quiet(3, 60, 6), 0, tmp_path))
+    of = policies._policies(stage, lambda _what, _done: None, {"policies": {}}, act=False)
+    found = {name: play() for name, play in of if name not in DETECTORS}  # they need river
+    assert list(found) == [DRIFTD, SHARE, ANY]
+    assert all(state == "noted" for _, state in found[ANY]["jobs"])
+    assert len(found[ANY]["jobs"]) == sum(at <= 5.5 for at in found[ANY]["alarms"][ANY])
+    assert found[ANY]["trainings"] == 0
 
 
 def test_errors_come_in_the_order_of_their_labels() -> None:

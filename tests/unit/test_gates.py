@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,14 @@ import polars as pl
 import pytest
 from sklearn import metrics as sk
 
-from retrain.config import GatesConfig
+from retrain.config import GatesConfig, RetrainConfig
+from retrain.contest import Contest, hold_contest
 from retrain.evaluate import Evaluation, SegmentScore, as_served, constant, evaluate
 from retrain.gates import Promote, Reject, SmokeTest, decide, judge
 from retrain.quality import METRICS, Comparison, Predictions, compare, measure
+from retrain.request import RetrainRequest, TriggerKind
 from retrain.schema import Task
+from retrain.spec import JobSpec
 from tests.retrain_data import BINARY, MULTICLASS, REGRESSION, outcomes
 
 INPUTS = {"amount": "number", "kind": "category", "new": "bool"}
@@ -52,6 +58,49 @@ def test_quality_passes_when_the_whole_interval_is_above_the_margin(
     low: float | None, high: float | None, margin: float, expected: list[str]
 ) -> None:
     assert failed(side(), side(0.83), compared(low, high), margin=margin) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"),
+    [(0.01, 0.05, True), (-0.01, 0.05, True), (0.0, 0.0, True), (-0.05, -0.01, False), (None, None, False)],
+)
+def test_renewal_needs_no_gain_but_must_not_be_worse(low: float | None, high: float | None, passed: bool) -> None:
+    quality = judge(side(), side(), compared(low, high), BINARY, GatesConfig(margin=0.005), renewing=True)[0]
+    assert quality.passed is passed
+    held = Contest(None, side(), compared(low, high), (quality,))
+    by_newer_rows_alone = passed and low is not None and low <= 0.005
+    assert held.renewed is by_newer_rows_alone
+    assert ("not shown to be worse" in quality.detail) is by_newer_rows_alone
+    assert held.without_refit().gates[0].passed is (passed and not by_newer_rows_alone)
+
+
+@pytest.mark.parametrize(("trigger", "renewed"), [(TriggerKind.FOLLOW_UP, True), (TriggerKind.RULE, False)])
+@pytest.mark.parametrize(("refit", "renew"), [(True, True), (False, True), (True, False)])
+def test_only_a_refitted_follow_up_may_renew(
+    tmp_path: Path, trigger: TriggerKind, renewed: bool, refit: bool, renew: bool
+) -> None:
+    rows = outcomes(400)
+    config = RetrainConfig(refit=refit, gates=GatesConfig(metric="accuracy", renew=renew, bootstrap=200))
+    request = RetrainRequest("r", "fraud", trigger, "", {}, datetime(2026, 1, 1, tzinfo=UTC))
+    spec = JobSpec(request, BINARY, "", "", "fraud", str(tmp_path), config)
+    served = replace(as_served(rows, BINARY), inputs=INPUTS, seconds_per_row=None)  # type: ignore[type-var]
+    held = hold_contest(spec, served, served, rows)  # against itself: not better, not worse
+    assert held.gates[0].passed is (renewed and refit and renew)
+    assert held.gain == 0.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "errors"),
+    [
+        (0.01, 0.05, 0.03 / (0.02 / 1.95996)),
+        (-0.05, -0.01, -2.93994),
+        (0.1, 0.1, 1000.0),
+        (0.0, 0.0, 0.0),
+        (None, None, None),
+    ],
+)
+def test_difference_in_standard_errors(low: float | None, high: float | None, errors: float | None) -> None:
+    assert compared(low, high).standard_errors == (None if errors is None else pytest.approx(errors, rel=1e-4))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from monitor.supervisor import job_history
+from monitor.triggers import PastJob
 from retrain.errors import LeaseLost, LostRace, UnknownJob
+from retrain.request import TriggerKind
 from retrain.spec import JobSpec
 from retrain.states import IllegalTransition, JobState
 from retrain.store import AliasMove, Store, SubmitOutcome, open_store
@@ -148,10 +150,19 @@ def test_a_job_ends_when_it_is_promoted_not_when_watching_ends(store: Store, tmp
     store.submit(spec(tmp_path), NOW)
     walk(store, "job-1", S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED, at=1)
     walk(store, "job-1", S.WATCHED, at=9)
-    last = store.last_ended("fraud")
-    assert last is not None
-    assert last.ended_at == NOW + MINUTE
+    assert job_history(store, "fraud", NOW).last_ended_at == NOW + MINUTE
     assert store.in_flight("fraud") is None
+
+
+def test_triggers_are_told_what_past_jobs_gained(store: Store, tmp_path: Path) -> None:
+    for n, trigger in enumerate((TriggerKind.RULE, TriggerKind.FOLLOW_UP)):
+        mine = named(tmp_path, f"j{n}")
+        store.submit(replace(mine, request=replace(mine.request, trigger=trigger)), NOW + n * MINUTE)
+        store.update(f"j{n}", None, result={"gain": 4.5} if n == 0 else {})
+        walk(store, f"j{n}", S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED, at=n)
+    newest, first = job_history(store, "fraud", NOW).past
+    assert first == PastJob(NOW, stands=True, gain=4.5, follow_up=False)
+    assert newest == PastJob(NOW + MINUTE, stands=True, gain=None, follow_up=True)
 
 
 def test_alias_moves_of_a_resumed_job_are_recorded_once(store: Store) -> None:

@@ -28,7 +28,9 @@ from monitor.triggers import (
 from retrain.request import RetrainRequest, TriggerKind
 from tests.builders import HOUR, MINUTE, NOW
 
-POLICY = TriggerPolicy(enabled=True, cooldown=HOUR, max_per_day=4, pace=7, follow_up=True, stop_after_rejected=3)
+POLICY = TriggerPolicy(
+    enabled=True, cooldown=HOUR, max_per_day=4, pace=7, follow_up=True, stop_after_rejected=3, window=HOUR
+)
 RULE = Cause("fraud", TriggerKind.RULE, "1/drop/2026", "rule drop fires", {"value": 0.1}, version="1")
 FREE = JobHistory()
 REJECTED, ROLLED_BACK = PastJob(NOW, stands=False), PastJob(NOW, stands=False, gain=9.0)
@@ -43,14 +45,25 @@ R = SuppressReason
         (POLICY, JobHistory(champion="2"), R.SUPERSEDED, "version 2 has replaced version 1"),
         (
             POLICY,
-            JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED)),
+            JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED), position=NOW, since_last=2),
             R.TOO_MANY_REJECTED,
-            "3 jobs in a row ended",
+            "3 jobs in a row ended without a promotion: look at them, then `driftd retrain fraud`; "
+            "else with the window that ends 2026-03-03 07:00 UTC",
         ),
         (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
-        (POLICY, JobHistory(past=(REJECTED,)), R.AWAITING_NEW_DATA, "1 more window(s) first"),
+        (
+            POLICY,
+            JobHistory(past=(REJECTED,), position=NOW, since_last=0),
+            R.AWAITING_NEW_DATA,
+            "the last job gained nothing: with more rows, with the window that ends 2026-03-02 13:00 UTC",
+        ),
         (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
-        (POLICY, JobHistory(windows_ago=(1, 2)), R.PACE, "retrain.pace = 7: 6 more window(s) first"),
+        (
+            POLICY,
+            JobHistory(windows_ago=(1, 2), position=NOW),
+            R.PACE,
+            "one job in 7 windows (retrain.pace): with the window that ends 2026-03-02 17:00 UTC",
+        ),
     ],
 )
 def test_suppressed_with_its_reason(
@@ -72,8 +85,8 @@ def test_every_reason_has_a_row_in_the_table_above() -> None:
     [
         FREE,
         JobHistory(last_ended_at=NOW - HOUR),
-        JobHistory(past=(REJECTED,), windows_since_last=1),
-        JobHistory(past=(REJECTED, ROLLED_BACK), windows_since_last=1),
+        JobHistory(past=(REJECTED,), since_last=1),
+        JobHistory(past=(REJECTED, ROLLED_BACK), since_last=1),
         JobHistory(started_today=3),
         JobHistory(champion="1"),
     ],
@@ -89,25 +102,41 @@ def test_requested_when_nothing_speaks_against_it(history: JobHistory) -> None:
     [(0, 0, 1), (0, 1, 0), (4, 0, 4), (6, 2, 2), (8, 4, 0), (40, 3, 4), (40, 7, 0)],  # at most the pace, which is 7
 )
 def test_after_a_refusal_a_rule_waits_until_twice_as_much_is_known(amiss: float, since_last: int, missing: int) -> None:
-    history = JobHistory(past=(REJECTED,), windows_since_last=since_last)
+    history = JobHistory(past=(REJECTED,), position=NOW, since_last=since_last)
     found = decide(replace(RULE, windows_amiss=amiss), POLICY, history, NOW)
     if missing:
         assert isinstance(found, Suppressed)
-        assert f"{missing} more window(s) first" in found.detail
+        assert f"ends {NOW + missing * HOUR:%Y-%m-%d %H:%M} UTC" in found.detail
     else:
         assert isinstance(found, RetrainRequest)
 
 
-def test_after_too_many_failures_a_rule_tries_again_but_seldom() -> None:
-    failed = JobHistory(past=(REJECTED,) * 3, windows_since_last=9)
-    for ago, asked in ((20.0, False), (21.0, True)):  # the pace is 7, three failures are too many
-        found = decide(RULE, POLICY, replace(failed, windows_ago=(ago,)), NOW)
-        assert isinstance(found, RetrainRequest) is asked
+def test_a_refusal_says_the_same_until_its_time_has_come() -> None:
+    """The ledger records it once."""
+    cause, past = replace(RULE, windows_amiss=40), (REJECTED,) * 2
+    details = set()
+    for hour in range(7):
+        history = JobHistory(past=past, position=NOW + hour * HOUR, since_last=hour, windows_ago=(hour,))
+        found = decide(cause, POLICY, history, NOW + hour * HOUR)
+        assert isinstance(found, Suppressed)
+        details.add(found.detail)
+    assert len(details) == 1
+
+
+@pytest.mark.parametrize("trigger", [TriggerKind.RULE, TriggerKind.LABELS, TriggerKind.SCHEDULE])
+def test_after_too_many_failures_jobs_are_tried_again_but_seldom(trigger: TriggerKind) -> None:
+    cause, failed = replace(RULE, trigger=trigger), JobHistory(past=(REJECTED,) * 3)
+    by_windows = [replace(failed, position=NOW, since_last=ago) for ago in (20.0, 21.0)]  # pace 7, 3 are too many
+    by_clock = [replace(failed, last_ended_at=NOW - ago * HOUR) for ago in (20, 21)]  # no rule judges windows
+    for refused, tried in (by_windows, by_clock):
+        assert isinstance(found := decide(cause, POLICY, refused, NOW), Suppressed)
+        assert "2026-03-02 13:00 UTC" in found.detail
+        assert isinstance(decide(cause, POLICY, tried, NOW), RetrainRequest)
 
 
 def test_person_passes_everything_but_a_job_in_flight() -> None:
     manual = replace(RULE, trigger=TriggerKind.MANUAL)
-    against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, (0.5,) * 9)
+    against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, NOW, (0.5,) * 9, 0.5)
     assert isinstance(decide(manual, replace(POLICY, enabled=False), against, NOW), RetrainRequest)
     assert isinstance(decide(manual, POLICY, replace(against, in_flight="j"), NOW), Suppressed)
 
@@ -141,15 +170,16 @@ def test_failures_from_before_a_rule_fired_do_not_count(since: datetime | None, 
 
 HEAD, CLEAR = PastJob(NOW, stands=True, gain=1.5), PastJob(NOW, stands=True, gain=3.0)
 RENEWED, FOLLOWED = (PastJob(NOW, stands=True, gain=g, follow_up=True) for g in (-0.5, 3.5))
-GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,))
+GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,), since_last=7)
 
 
 @pytest.mark.parametrize(
     ("history", "due"),
     [
         (GAINED, True),
-        (replace(GAINED, windows_ago=(6.5, 20)), False),  # too soon
-        (replace(GAINED, windows_ago=()), False),
+        (replace(GAINED, since_last=6.5), False),  # too soon
+        (replace(GAINED, since_last=None), False),
+        (replace(GAINED, windows_ago=()), True),  # a person asked for it
         (replace(GAINED, in_flight="j"), False),
         (replace(GAINED, past=()), False),  # nothing was ever promoted
         (replace(GAINED, past=(REJECTED, ROLLED_BACK)), False),
