@@ -69,7 +69,7 @@ class GatesConfig(Section):
     )
     renew: bool = Field(
         True,
-        description="a follow-up's challenger is promoted when it is no worse, as refit trains it on newer rows",
+        description="a follow-up's challenger passes when it is not worse, as refit trains it on newer rows",
     )
     bootstrap: int = Field(1000, ge=100, le=20_000, description="bootstrap resamples")
     segment_tolerance: float = Field(
@@ -117,7 +117,7 @@ class RetrainConfig(Section):
     pace: int = Field(
         6,
         ge=1,
-        description="at most one job in so many windows, on average; up to five that were not used are saved up",
+        description="rules and follow-ups start one job in so many windows, on average; up to five are saved up",
     )
     follow_up: bool = Field(
         True, description="after a promotion train again every `pace` windows, as long as there is something to gain"
@@ -125,7 +125,8 @@ class RetrainConfig(Section):
     stop_after_rejected: int = Field(
         5,
         ge=1,
-        description="after so many jobs in a row without a promotion rules pause for `pace` times as many windows",
+        description="so many jobs in a row without promotion: only people start one for `pace` times as many windows; "
+        "none of so many has clearly gained: no more follow-ups",
     )
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"

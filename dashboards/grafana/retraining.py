@@ -101,7 +101,7 @@ def _decisions() -> list[Any]:
     )
     refused = parts.bars(
         "Refusals by reason",
-        "Retrains wanted and not requested. `cooldown`, `budget` and `awaiting_new_data` pass by themselves; "
+        "Retrains wanted and not requested. `cooldown`, `budget`, `pace` and `awaiting_new_data` pass by themselves; "
         "`too_many_rejected` passes after many windows; `disabled` waits for a person.",
         target(increase("driftd_retrain_suppressed_total", "reason", M, over="$__rate_interval"), "{{reason}}"),
         no_value="nothing was refused in this range",

@@ -26,6 +26,7 @@ from monitor.backtest.trainings import Trainings, first_version
 from monitor.config import from_dict
 from monitor.errors import ConfigError
 from monitor.events import Limits
+from monitor.ledger import REQUESTED
 from monitor.measurement import WindowKey
 from monitor.plan import plans
 from monitor.windows import Maturity, WindowState, advance
@@ -125,12 +126,11 @@ def test_follow_ups_keep_the_pace_though_labels_are_late(table: Path, tmp_path: 
     serving = serving_of(table, tmp_path, label_delay=10 * WINDOW)
     plan = replace(serving.plan, triggers=replace(serving.plan.triggers, pace=2))
     found = run_driftd("driftd", plan, serving.history, serving.trainings, serving.versions["1"], lambda _rows: None)
-    [first, *later] = found.jobs
-    assert first.state == "promoted"
-    assert any(job.follow_up for job in later)
-    times = [job.at for job in found.jobs]
-    gaps = [(b - a) / plan.windows.size for a, b in itertools.pairwise(times)]
-    assert all(gap >= plan.triggers.pace - 0.5 for gap, job in zip(gaps, later, strict=True) if job.follow_up)
+    assert found.replayed is not None
+    asked = [d for d in found.replayed.decisions if d.outcome == REQUESTED]
+    assert [d.trigger for d in asked][:2] == ["rule", "follow_up"]
+    at = [datetime.fromisoformat(d.evidence["position"]) for d in asked]
+    assert min((b - a) / plan.windows.size for a, b in itertools.pairwise(at)) == plan.triggers.pace
 
 
 @pytest.mark.parametrize(("windows", "trainings", "at"), [(10, 1, {4}), (12, 3, {2, 5, 8}), (5, 0, set())])
