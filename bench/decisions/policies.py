@@ -45,7 +45,10 @@ EVIDENTLY_SHARE = 0.5
 Results = dict[str, Any]
 Tell = Callable[[str, float], None]
 """What is going on, and how much of it is done (0 to 1)."""
-Keep = Callable[[Results], None]
+Keep = Callable[[Results, str, Results], None]
+"""Facts of a stream, name of a policy, what it did."""
+Wanted = Callable[[str], bool]
+"""Whether a policy is to be run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,43 +153,51 @@ def _come(waiting: Sequence[pl.DataFrame], at: datetime) -> tuple[pl.DataFrame, 
 # -- one stream through all policies
 
 
-def play(stream: Recorded, data: Path, tell: Tell, keep: Keep) -> None:
+def play(stream: Recorded, data: Path, wanted: Wanted, known: Results, tell: Tell, keep: Keep) -> None:
+    """`known`: what earlier runs found of this stream; periodic retraining takes the number of trainings from it."""
     with tempfile.TemporaryDirectory() as folder:
         tell("first model", 0)
         stage = staged(*opened(stream, data, Path(folder)))
-        found = {**_about(stage), "changes": _changes(stage, stream.changes), "every": stream.every, "policies": {}}
-        for name, policy in _policies(stage, tell, found):
-            start = time.perf_counter()
-            found["policies"][name] = {**policy(), "seconds": round(time.perf_counter() - start, 1)}
-            keep(found)
+        about = {**_about(stage), "changes": _changes(stage, stream.changes), "every": stream.every}
+        played: Results = dict(known.get("policies", {}))
+        for name, policy in _policies(stage, tell, lambda: int(played[DRIFTD]["trainings"])):
+            if wanted(name):
+                played[name] = _timed(policy)
+                keep(about, name, played[name])
 
 
-def play_quiet(stream: Quiet, _data: Path, tell: Tell, keep: Keep) -> None:
-    """The seeds one after another; their windows are added up. Only driftd trains: see docs/decisions-quality.md."""
-    found: Results = {}
-    for seed in range(stream.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            tell(f"seed {seed}: first model", 0)
-            stage = staged(*opened_quiet(stream, seed, Path(folder)))
-            found = found or {**_about(stage), "windows": 0, "seeds": 0, "changes": [], "policies": {}}
-            found["windows"] += len(stage.windows())
-            found["seeds"] += 1
-            for name, policy in _policies(stage, tell, found, act=False):
-                start, mine = time.perf_counter(), policy()
-                mine["seconds"] = round(time.perf_counter() - start, 1)
-                found["policies"][name] = _added(found["policies"].get(name), mine)
-            keep(found)
+def play_quiet(stream: Quiet, wanted: Wanted, tell: Tell, keep: Keep) -> None:
+    """The seeds' counts are added up. Only driftd trains: see docs/decisions-quality.md."""
+    with tempfile.TemporaryDirectory() as folder:
+        tell("first models", 0)
+        stages = []
+        for seed in range(stream.seeds):
+            (mine := Path(folder) / str(seed)).mkdir()
+            stages.append(staged(*opened_quiet(stream, seed, mine)))
+        about = {**_about(stages[0]), "changes": [], "seeds": stream.seeds}
+        about["windows"] = sum(len(stage.windows()) for stage in stages)
+        for of_seeds in zip(*(_policies(stage, tell, lambda: 0, act=False) for stage in stages), strict=True):
+            if wanted(name := of_seeds[0][0]):
+                keep(about, name, _added([_timed(policy) for _, policy in of_seeds]))
 
 
-def _added(before: Results | None, more: Results) -> Results:
-    """Counts of one more seed. Where in the stream it alarmed is kept seed after seed."""
-    more = {key: more[key] for key in ("trainings", "promoted", "jobs", "alarms", "seconds")}
-    if before is None:
-        return more
-    alarms = {rule: before["alarms"].get(rule, []) + at for rule, at in more["alarms"].items()}
-    seconds = round(before["seconds"] + more["seconds"], 1)
-    counts = {key: before[key] + more[key] for key in ("trainings", "promoted", "jobs")}
-    return {**counts, "alarms": alarms, "seconds": seconds}
+def _timed(policy: Callable[[], Results]) -> Results:
+    start = time.perf_counter()
+    mine = policy()
+    measured_at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return {**mine, "seconds": round(time.perf_counter() - start, 1), "measured_at": measured_at, "code": code_digest()}
+
+
+def _added(results: Sequence[Results]) -> Results:
+    """Counts of all seeds. Where in the stream it alarmed is kept seed after seed."""
+    alarms = {rule: [at for mine in results for at in mine["alarms"][rule]] for rule in results[0]["alarms"]}
+    counts: Results = {
+        key: sum(mine[key] for mine in results) for key in ("trainings", "promoted", "evidently_checked")
+    }
+    jobs = [job for mine in results for job in mine["jobs"]]
+    seconds = round(sum(mine["seconds"] for mine in results), 1)
+    last = {key: results[-1][key] for key in ("measured_at", "code")}
+    return {**counts, "jobs": jobs, "alarms": alarms, "seconds": seconds, **last}
 
 
 def _about(stage: Stage) -> Results:
@@ -199,8 +210,6 @@ def _about(stage: Stage) -> Results:
         "window_rows": last - first,
         "training_rows": stage.history.training_rows,
         "features": len(stage.setting.plan.schema.features),
-        "measured_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "code": code_digest(),
     }
 
 
@@ -218,14 +227,14 @@ def _changes(stage: Stage, rows: Sequence[int]) -> list[float]:
 
 
 def _policies(
-    stage: Stage, tell: Tell, found: Results, *, act: bool = True
+    stage: Stage, tell: Tell, trainings: Callable[[], int], *, act: bool = True
 ) -> Iterator[tuple[str, Callable[[], Results]]]:
-    """Name by name, how to run it. Without `act` only driftd trains, and what is there to train is left out."""
+    """Name by name, how to run it. Without `act` only driftd trains, and what is there to train is left out.
+    `trainings`: how many driftd made, once it has been run."""
+    windows = len(stage.windows())
     yield DRIFTD, lambda: _driftd(stage, tell)
     if act:
-        if trainings := found["policies"][DRIFTD]["trainings"]:
-            at = spread(len(stage.windows()), trainings)
-            yield PERIODIC, partial(_plain, PERIODIC, stage, at.__contains__, tell)
+        yield PERIODIC, lambda: _plain(PERIODIC, stage, spread(windows, trainings()).__contains__, tell)
         yield NEVER, partial(_plain, NEVER, stage, lambda _n: False, tell)
         yield SLIDING, partial(_plain, SLIDING, stage.on_sliding_span(), lambda _n: True, tell)
         yield EVERY, partial(_plain, EVERY, stage, lambda _n: True, tell)
@@ -237,8 +246,13 @@ def _policies(
     columns = Columns(stage.setting.plan.schema)
     shares: tuple[tuple[str, float | None], ...] = ((SHARE, EVIDENTLY_SHARE), (ANY, None))
     for name, share in shares:
-        yield name, partial(_asking, name, stage, Preset(columns, share, FIRST), job, tell)
-    found["evidently_checked"] = found.get("evidently_checked", 0) + columns.checked
+        yield name, partial(_preset, name, stage, columns, share, job, tell)
+
+
+def _preset(name: str, stage: Stage, columns: Columns, share: float | None, job: Job, tell: Tell) -> Results:
+    before = columns.checked
+    mine = _asking(name, stage, Preset(columns, share, FIRST), job, tell)
+    return {**mine, "evidently_checked": columns.checked - before}
 
 
 def _driftd(stage: Stage, tell: Tell) -> Results:
@@ -281,6 +295,7 @@ def _kept(stage: Stage, result: PolicyResult, alarms: dict[str, list[datetime]])
         "alarms": {rule: [round(stage.position(at), 3) for at in times] for rule, times in alarms.items()},
         "jobs": [[round(stage.position(job.at), 3), job.state] for job in result.jobs],
         "windows": [_rounded(value) for value in result.windows],
+        "evidently_checked": 0,
     }
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.decisions.policies import ROOT, Results, play, play_quiet
+from bench.decisions.policies import POLICIES, ROOT, Results, play, play_quiet
 from bench.decisions.streams import STREAMS, Recorded
 from bench.decisions.tables import QUIET_COLUMNS, RECORDED_COLUMNS, markdown, quiet_table, recorded_table
 from bench.doc import rewrite
@@ -51,10 +51,14 @@ def kept_results() -> Results:
     return {**found, "streams": {name: found["streams"][name] for name in STREAMS if name in found["streams"]}}
 
 
-def _keep(name: str, found: Results) -> None:
+def _keep(name: str, about: Results, policy: str, mine: Results) -> None:
+    """Beside what is kept of the stream's other policies, unless it was another stream then."""
     kept = kept_results()
     kept["machine"] = {"python": platform.python_version(), "libraries": _libraries()}
-    kept["streams"] = {n: {**kept["streams"], name: found}[n] for n in STREAMS if n in {*kept["streams"], name}}
+    before = kept["streams"].get(name, {})
+    comparable = all(before.get(key) == value for key, value in about.items())
+    stream = {**about, "policies": {**(before["policies"] if comparable else {}), policy: mine}}
+    kept["streams"] = {n: {**kept["streams"], name: stream}[n] for n in STREAMS if n in {*kept["streams"], name}}
     RESULTS.parent.mkdir(exist_ok=True)
     partial_file = RESULTS.with_suffix(".tmp")
     text = re.sub(r"\[[^\[\]{}]*\]", lambda m: re.sub(r"\s+", " ", m[0]), json.dumps(kept, indent=1))  # a list, a line
@@ -72,27 +76,30 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def _work(name: str, data: Path, queue: Any) -> None:
+def _work(name: str, data: Path, policies: Sequence[str], queue: Any) -> None:
     """One stream in a process of its own; what it has to say goes into `queue`."""
     logging.getLogger().setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     stream = STREAMS[name]
 
+    def wanted(policy: str) -> bool:
+        return not policies or policy in policies
+
     def tell(what: str, done: float) -> None:
         queue.put((name, what, done))
 
-    def keep(found: Results) -> None:
-        queue.put((name, found, 1.0))
+    def keep(about: Results, policy: str, mine: Results) -> None:
+        queue.put((name, (about, policy, mine), 1.0))
 
     if isinstance(stream, Recorded):
-        play(stream, data, tell, keep)
+        play(stream, data, wanted, kept_results()["streams"].get(name, {}), tell, keep)
     else:
-        play_quiet(stream, data, tell, keep)
+        play_quiet(stream, wanted, tell, keep)
 
 
-def run(names: Sequence[str], data: Path, processes: int, console: Console) -> None:
-    """Play the streams, so many at once; each policy is kept as soon as it is done."""
+def run(names: Sequence[str], policies: Sequence[str], data: Path, processes: int, console: Console) -> None:
+    """Play the streams, so many at once; each policy is kept as soon as it is done. No policies: all."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description:60}"), BarColumn(), TimeElapsedColumn())
@@ -102,7 +109,7 @@ def run(names: Sequence[str], data: Path, processes: int, console: Console) -> N
         Progress(*columns, console=console) as progress,
     ):
         queue = manager.Queue()
-        futures: dict[str, Future[None]] = {name: pool.submit(_work, name, data, queue) for name in names}
+        futures: dict[str, Future[None]] = {name: pool.submit(_work, name, data, policies, queue) for name in names}
         bars: dict[str, TaskID] = {}
         while True:
             over = all(future.done() for future in futures.values())
@@ -117,23 +124,26 @@ def run(names: Sequence[str], data: Path, processes: int, console: Console) -> N
                 raise RuntimeError(f"{name}: {exc}") from exc
 
 
-def _heard(name: str, what: str | Results, done: float, progress: Progress, bars: dict[str, TaskID]) -> None:
+def _heard(
+    name: str, what: str | tuple[Results, str, Results], done: float, progress: Progress, bars: dict[str, TaskID]
+) -> None:
     if name not in bars:
         bars[name] = progress.add_task(name, total=1.0)
     if isinstance(what, str):
         progress.update(bars[name], description=f"{name}: {what}", completed=done)
         return
-    _keep(name, what)
-    last, mine = list(what["policies"].items())[-1]
-    progress.console.print(f"{name}: {last}: {mine['trainings']} trainings, {mine['seconds']:.0f} s")
+    about, policy, mine = what
+    _keep(name, about, policy, mine)
+    progress.console.print(f"{name}: {policy}: {mine['trainings']} trainings, {mine['seconds']:.0f} s")
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Folder with the recorded tables.")
 @click.option("--only", multiple=True, type=click.Choice(list(STREAMS)), help="A stream; may be given again.")
+@click.option("--policy", "policies", multiple=True, type=click.Choice(POLICIES), help="A policy; may be given again.")
 @click.option("--processes", default=2, show_default=True, help="Streams played at once.")
 @click.option("--write-docs", is_flag=True, help=f"Rewrite docs/{DOC.name} from what is kept; run nothing.")
-def main(data: Path, only: tuple[str, ...], processes: int, write_docs: bool) -> None:
+def main(data: Path, only: tuple[str, ...], policies: tuple[str, ...], processes: int, write_docs: bool) -> None:
     """Play recorded and quiet streams through driftd and through what people use instead."""
     console = Console(width=None if sys.stdout.isatty() else 220)
     if not write_docs:
@@ -142,7 +152,7 @@ def main(data: Path, only: tuple[str, ...], processes: int, write_docs: bool) ->
         for stream in missing:
             console.print(f"skipped {stream.name}: there is no {stream.file} in {data}")
         if found := [s.name for s in wanted if s not in missing]:
-            run(found, data, processes, console)
+            run(found, policies, data, processes, console)
     kept = kept_results()
     _print(console, kept["streams"])
     if kept["streams"]:

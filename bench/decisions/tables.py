@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -113,25 +114,25 @@ def markdown(kept: Results) -> str:
         found = results[name]
         head = ("windows", *(policy for policy, _ in _in_order(found)))
         parts += [f"### {name}: {found['metric']}, {_direction(found)}", _markdown(head, curve(found))]
-    machine, checked = kept["machine"], sum(found.get("evidently_checked", 0) for found in results.values())
+    machine, runs = kept["machine"], [(n, p, mine) for n, found in results.items() for p, mine in _in_order(found)]
+    checked = sum(mine["evidently_checked"] for _, _, mine in runs)
     libraries = ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
+    times = sorted(mine["measured_at"] for _, _, mine in runs)
     parts.append(
-        f"Python {machine['python']}, {libraries}. Runs: "
-        + "; ".join(f"{name} {found['measured_at']}" for name, found in results.items())
-        + (". " + _same_code(results))
-        + f" Windows of which Evidently's own report was held against its tests called alone: {checked}, all equal."
+        f"Python {machine['python']}, {libraries}. Run between {times[0]} and {times[-1]}. {_same_code(runs)} "
+        f"Windows of which Evidently's own report was held against its tests called alone: {checked}, all equal."
     )
     return "\n\n".join(parts)
 
 
-def _same_code(results: Results) -> str:
-    codes: dict[str, list[str]] = {}
-    for name, found in results.items():
-        codes.setdefault(found["code"], []).append(name)
-    if len(codes) <= 1:
-        return f"Code of driftd: {', '.join(codes)}."
-    parts = "; ".join(f"{code} ({', '.join(names)})" for code, names in codes.items())
-    return f"**Not all of the same code of driftd**: {parts}."
+def _same_code(runs: Sequence[tuple[str, str, Results]]) -> str:
+    """Whether all rows are of the same code of driftd; those of other code than most are named."""
+    codes = Counter(mine["code"] for _, _, mine in runs)
+    (most, _), *_ = codes.most_common()
+    if len(codes) == 1:
+        return f"Code of driftd: {most}."
+    others = "; ".join(f"{policy} of {name} ({mine['code']})" for name, policy, mine in runs if mine["code"] != most)
+    return f"Code of driftd: {most}; **of other code**: {others}."
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Cells]) -> str:

@@ -103,7 +103,7 @@ def test_a_quiet_stream_has_the_windows_that_were_asked_for(tmp_path: Path) -> N
 
 def test_on_quiet_rows_what_others_ask_for_is_counted_and_not_trained(tmp_path: Path) -> None:
     stage = policies.staged(*streams.opened_quiet(Quiet(3, 60, 6), 0, tmp_path))
-    of = policies._policies(stage, lambda _what, _done: None, {"policies": {}}, act=False)
+    of = policies._policies(stage, lambda _what, _done: None, lambda: 0, act=False)
     found = {name: play() for name, play in of if name not in DETECTORS}  # they need river
     assert list(found) == [DRIFTD, SHARE, ANY]
     assert all(state == "noted" for _, state in found[ANY]["jobs"])
@@ -140,6 +140,9 @@ def policy(performance: float, alarms: dict[str, list[float]], trainings: int = 
         "jobs": [[1.0, "promoted"]] * trainings,
         "windows": [performance] * 20,
         "seconds": 1.0,
+        "evidently_checked": 2,
+        "measured_at": "then",
+        "code": "c0de",
     }
 
 
@@ -150,8 +153,6 @@ def results() -> dict:
         "better": "higher",
         "windows": 20,
         "changes": [8.0, 12.0],
-        "measured_at": "then",
-        "code": "c0de",
     }
     mine = {
         EVERY: policy(0.9, {}, 19),
@@ -165,11 +166,9 @@ def results() -> dict:
         "better": "higher",
         "windows": 1000,
         "changes": [],
-        "measured_at": "then",
-        "code": "c0de",
     }
     return {
-        "SEA": {**found, "policies": mine, "evidently_checked": 2},
+        "SEA": {**found, "policies": mine},
         streams.QUIET[0].name: {**quiet, "policies": {DRIFTD: mine[DRIFTD]}},
     }
 
@@ -219,8 +218,8 @@ def test_only_the_tables_of_the_doc_are_rewritten(results: dict, tmp_path: Path)
 def test_results_of_different_code_are_not_shown_as_one(results: dict) -> None:
     kept = {"machine": {"python": "3.11", "libraries": {}}, "streams": results}
     assert "Code of driftd: c0de." in tables.markdown(kept)
-    results["SEA"]["code"] = "0ther"
-    assert "**Not all of the same code of driftd**: 0ther (SEA); c0de (quiet" in tables.markdown(kept)
+    results["SEA"]["policies"]["ADWIN"]["code"] = "0ther"
+    assert "Code of driftd: c0de; **of other code**: ADWIN of SEA (0ther)." in tables.markdown(kept)
 
 
 def test_every_change_lies_in_its_stream_and_names_are_unique() -> None:
