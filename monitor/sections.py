@@ -260,7 +260,7 @@ _RULES: tuple[dict[str, Any], ...] = (
         "measure": "performance_drop",
         "above": AUTO,
         "for": AUTO,
-        "false_alarm_every": 10_000,
+        "false_alarm_every": 25_000,
         "severity": "critical",
         "action": "retrain",
     },

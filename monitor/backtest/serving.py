@@ -159,7 +159,7 @@ class Serving:
             model = again
         decision = decide(held.gates, SmokeTest(True, "nothing is registered in a backtest"))
         if isinstance(decision, Reject):
-            return SimulatedJob(at, "rejected", "; ".join(decision.reasons), None)
+            return SimulatedJob(at, "rejected", "; ".join(decision.reasons), None, gain=held.gain)
         name = self._name()
         self.versions[name] = Version(name, model, reference_rows(holdout, ours, spec.schema))
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0
