@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -126,13 +125,19 @@ def markdown(kept: Results) -> str:
 
 
 def _same_code(runs: Sequence[tuple[str, str, Results]]) -> str:
-    """Whether all rows are of the same code of driftd; those of other code than most are named."""
-    codes = Counter(mine["code"] for _, _, mine in runs)
-    (most, _), *_ = codes.most_common()
+    """Of which code of driftd the rows are; rows of a policy that are not all of the same are named."""
+    codes = {mine["code"] for _, _, mine in runs}
     if len(codes) == 1:
-        return f"Code of driftd: {most}."
-    others = "; ".join(f"{policy} of {name} ({mine['code']})" for name, policy, mine in runs if mine["code"] != most)
-    return f"Code of driftd: {most}; **of other code**: {others}."
+        return f"Code of driftd: {codes.pop()}."
+    of: dict[str, dict[str, list[str]]] = {}
+    for name, policy, mine in runs:
+        of.setdefault(policy, {}).setdefault(mine["code"], []).append(name)
+    parts = []
+    for code in sorted(codes):
+        whole = [policy for policy, by in of.items() if list(by) == [code]]
+        split = [f"{policy} ({', '.join(by[code])})" for policy, by in of.items() if code in by and len(by) > 1]
+        parts.append(f"{code}: {', '.join([*whole, *split])}")
+    return f"**The rows are of different code of driftd**: {'; '.join(parts)}."
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Cells]) -> str:
