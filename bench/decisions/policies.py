@@ -238,15 +238,19 @@ def _policies(
         yield NEVER, partial(_plain, NEVER, stage, lambda _n: False, tell)
         yield SLIDING, partial(_plain, SLIDING, stage.on_sliding_span(), lambda _n: True, tell)
         yield EVERY, partial(_plain, EVERY, stage, lambda _n: True, tell)
-        yield UNGATED, partial(_asking, UNGATED, stage, ErrorDetector("ADWIN"), ungated, tell)
+        yield UNGATED, partial(_detector, UNGATED, "ADWIN", stage, ungated, tell)
     job = Serving.retrain if act else noted
     for name in DETECTORS:
         if stage.setting.plan.schema.task is not Task.REGRESSION or name not in ZERO_ONE_ONLY:
-            yield name, partial(_asking, name, stage, ErrorDetector(name), job, tell)
+            yield name, partial(_detector, name, name, stage, job, tell)
     columns = Columns(stage.setting.plan.schema)
     shares: tuple[tuple[str, float | None], ...] = ((SHARE, EVIDENTLY_SHARE), (ANY, None))
     for name, share in shares:
         yield name, partial(_preset, name, stage, columns, share, job, tell)
+
+
+def _detector(policy: str, name: str, stage: Stage, job: Job, tell: Tell) -> Results:
+    return _asking(policy, stage, ErrorDetector(name), job, tell)
 
 
 def _preset(name: str, stage: Stage, columns: Columns, share: float | None, job: Job, tell: Tell) -> Results:
