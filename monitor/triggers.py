@@ -124,8 +124,8 @@ SAVED_AT_FIRST, SAVED_AT_MOST = 2, 5
 PACED = (TriggerKind.RULE, TriggerKind.FOLLOW_UP)
 LOOK_BACK = 50
 """Jobs and requests that are looked back on."""
-GAIN = 1.28
-"""Standard errors: of two equal models one gains as much by chance in 1 of 10 contests."""
+CLEAR_GAIN = 3.0
+"""Standard errors: of two equal models one gains as much by chance in 1 of 700 contests."""
 _ROUNDING = 1e-9
 
 
@@ -149,12 +149,14 @@ def follow_up_paced(policy: TriggerPolicy, history: JobHistory) -> bool:
 def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
     """A promotion has shown that there was something to gain: there may be more, as rows of the new world come in.
 
-    Until `stop_after_rejected` jobs in a row have gained nothing: were refused, rolled back, or promoted as no worse.
+    One follow-up is due after each promotion that was asked for otherwise; more of them as long as one of the newest
+    `stop_after_rejected` jobs has clearly gained.
     """
-    if history.in_flight or not follow_up_paced(policy, history) or not any(job.stands for job in history.past):
+    if history.in_flight or not follow_up_paced(policy, history):
         return False
-    idle = takewhile(lambda job: not job.stands or (job.gain or 0.0) < GAIN, history.past)
-    return sum(1 for _ in idle) < policy.stop_after_rejected
+    recent = [job for job in history.past[: policy.stop_after_rejected] if job.stands]
+    first = bool(recent) and recent[0] is history.past[0] and not recent[0].follow_up
+    return first or any((job.gain or 0.0) >= CLEAR_GAIN for job in recent)
 
 
 def request_id(cause: Cause) -> str:

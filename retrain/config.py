@@ -126,7 +126,7 @@ class RetrainConfig(Section):
         5,
         ge=1,
         description="so many jobs in a row without promotion: only people start one for `pace` times as many windows; "
-        "so many without a gain: no more follow-ups",
+        "none of so many has clearly gained: no more follow-ups",
     )
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"

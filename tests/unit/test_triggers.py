@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.triggers import (
-    GAIN,
+    CLEAR_GAIN,
     SAVED_AT_FIRST,
     SAVED_AT_MOST,
     Cause,
@@ -168,8 +168,9 @@ def test_failures_from_before_a_rule_fired_do_not_count(since: datetime | None, 
     assert JobHistory(past=past).unsuccessful(since) == count
 
 
-BETTER, NO_WORSE = PastJob(NOW, stands=True, gain=1.3), PastJob(NOW, stands=True, gain=1.2, follow_up=True)
-GAINED = JobHistory(past=(BETTER,), windows_ago=(7,), since_last=7)
+HEAD, CLEAR = PastJob(NOW, stands=True, gain=1.5), PastJob(NOW, stands=True, gain=3.0)
+RENEWED, FOLLOWED = (PastJob(NOW, stands=True, gain=g, follow_up=True) for g in (-0.5, 3.5))
+GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,), since_last=7)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +183,14 @@ GAINED = JobHistory(past=(BETTER,), windows_ago=(7,), since_last=7)
         (replace(GAINED, in_flight="j"), False),
         (replace(GAINED, past=()), False),  # nothing was ever promoted
         (replace(GAINED, past=(REJECTED, ROLLED_BACK)), False),
-        (replace(GAINED, past=(NO_WORSE, REJECTED, BETTER)), True),
-        (replace(GAINED, past=(NO_WORSE, REJECTED, ROLLED_BACK, BETTER)), False),  # there is nothing more to gain
-        (replace(GAINED, past=(BETTER, NO_WORSE, REJECTED, ROLLED_BACK)), True),
-        (replace(GAINED, past=(REJECTED, REJECTED, NO_WORSE)), False),
+        (replace(GAINED, past=(HEAD,)), True),  # the first follow-up is always due
+        (replace(GAINED, past=(RENEWED, HEAD)), False),  # the second needs a clear gain
+        (replace(GAINED, past=(REJECTED, HEAD)), False),
+        (replace(GAINED, past=(RENEWED, FOLLOWED, HEAD)), True),
+        (replace(GAINED, past=(ROLLED_BACK, HEAD)), False),  # what did not stand is no gain
+        (replace(GAINED, past=(REJECTED, RENEWED, CLEAR)), True),
+        (replace(GAINED, past=(REJECTED, RENEWED, ROLLED_BACK, CLEAR)), False),  # there is nothing more to gain
+        (replace(GAINED, past=(RENEWED, HEAD, CLEAR)), True),
         (replace(GAINED, windows_ago=(7, 8)), False),  # the one that is left is kept for a rule
         (replace(GAINED, windows_ago=(7, 14, 21)), True),
     ],
@@ -195,8 +200,8 @@ def test_promotion_is_followed_up_while_there_is_something_to_gain(history: JobH
     assert not follow_up_due(replace(POLICY, follow_up=False), history)
 
 
-def test_gain_is_what_chance_seldom_gives() -> None:
-    assert NormalDist().cdf(-GAIN) == pytest.approx(1 / 10, rel=0.01)
+def test_clear_gain_is_what_chance_seldom_gives() -> None:
+    assert NormalDist().cdf(-CLEAR_GAIN) == pytest.approx(1 / 700, rel=0.1)
 
 
 @given(st.lists(st.floats(0, 20), max_size=30), st.integers(1, 9))
