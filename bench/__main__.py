@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.doc import rewrite
+from retrain.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -77,9 +78,7 @@ def _measure(name: str, console: Console) -> None:
     }
     results = {**_kept(), "machine": _machine(), name: measured}
     RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(".tmp")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(RESULTS)
+    write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def _machine() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from monitor.errors import StateLocked
+from retrain.files import write_whole
 
 
 class StateFolder:
@@ -36,10 +37,8 @@ class StateFolder:
         return self.path / "reports"
 
     def tell(self, url: str) -> None:
-        """The daemon's address for the commands; whole at once, so that none of them reads half of it."""
-        partial = self.path / "url.partial"
-        partial.write_text(url)
-        partial.replace(self.path / "url")
+        """The daemon's address for the commands."""
+        write_whole(self.path / "url", url)
 
     def untell(self) -> None:
         (self.path / "url").unlink(missing_ok=True)

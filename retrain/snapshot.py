@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from retrain.files import write_whole
 from retrain.outcomes import MissingColumns, digest, newest_labelled, open_outcomes, timestamps
 from retrain.provenance import code_digest
 from retrain.schema import Task
@@ -156,11 +157,5 @@ def write_snapshot(spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, so
     snapshot = Snapshot(folder, manifest)
     train.write_parquet(snapshot.train_path)
     holdout.write_parquet(snapshot.holdout_path)
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2))
     return snapshot
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from retrain.files import write_whole
 from retrain.frame import features_frame, labels_array
 from retrain.schema import ModelSchema, Task
-from retrain.snapshot import write_atomically
 from retrain.trainer import TrainContext
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         report = {"status": "raised", "message": traceback.format_exception_only(exc)[-1].strip()[:500]}
     else:
         report = {"status": "ok"}
-    write_atomically(Path(request["result"]), json.dumps(report))
+    write_whole(Path(request["result"]), json.dumps(report))
     return 0 if report["status"] == "ok" else 1
 
 
@@ -153,7 +153,7 @@ def _run_command(request: dict[str, Any]) -> int:
         report = {"status": "nonsense", "message": f"it cannot score training rows: {exc}"[:500]}
     else:
         report = {"status": "ok"}
-    write_atomically(Path(request["result"]), json.dumps(report))
+    write_whole(Path(request["result"]), json.dumps(report))
     return 0 if report["status"] == "ok" else 1
 
 

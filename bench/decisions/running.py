@@ -29,6 +29,7 @@ from bench.decisions.policies import POLICIES, ROOT, Results, play, play_quiet
 from bench.decisions.streams import STREAMS, Recorded
 from bench.decisions.tables import QUIET_COLUMNS, RECORDED_COLUMNS, markdown, quiet_table, recorded_table
 from bench.doc import rewrite
+from retrain.files import write_whole
 
 DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "bench" / "results" / "decisions.json"
@@ -60,10 +61,8 @@ def _keep(name: str, about: Results, policy: str, mine: Results) -> None:
     stream = {**about, "policies": {**(before["policies"] if comparable else {}), policy: mine}}
     kept["streams"] = {n: {**kept["streams"], name: stream}[n] for n in STREAMS if n in {*kept["streams"], name}}
     RESULTS.parent.mkdir(exist_ok=True)
-    partial_file = RESULTS.with_suffix(".tmp")
     text = re.sub(r"\[[^\[\]{}]*\]", lambda m: re.sub(r"\s+", " ", m[0]), json.dumps(kept, indent=1))  # a list, a line
-    partial_file.write_text(text + "\n")
-    partial_file.replace(RESULTS)
+    write_whole(RESULTS, text + "\n")
 
 
 def _libraries() -> dict[str, str]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from monitor.measure.drift import compare_column
 from monitor.measure.methods import METHODS, DriftMethod, Statistic
 from monitor.measurement import Measure, Measurement
 from monitor.reference import Reference, ReferenceColumn, answer_kind
+from retrain.files import write_whole
 from retrain.schema import FeatureKind, ModelSchema
 
 DRAWS = 100
@@ -340,9 +340,4 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """In one piece, whatever happens. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(value, indent=1))

@@ -6,7 +6,6 @@ Invariant: one odd column or an undefined metric never costs the report: it is l
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import polars as pl
 from monitor.measure._evidently import load, quiet
 from monitor.measure.methods import METHODS, DriftMethod, default_method
 from monitor.reference import Reference, answer_kind, column, usable
+from retrain.files import write_whole
 from retrain.schema import FeatureKind, ModelSchema, Task
 
 MAX_ROWS = 20_000  # of each side: drawing takes memory and seconds per column
@@ -64,12 +64,7 @@ def write_report(
         raise ValueError(f"nothing to report on: {sides.left_out or 'no columns'}")
     page = _annotated(_render(sides, schema, methods or {}), sides)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, page)
     return WrittenReport(path, dict(sides.left_out), tuple(sides.notes))
 
 
