@@ -26,6 +26,7 @@ from monitor.triggers import (
     PACED,
     Cause,
     JobHistory,
+    Requests,
     Suppressed,
     decide,
     follow_up_due,
@@ -160,15 +161,11 @@ class Decider:
     def _follow_up(self, now: datetime, outcomes: Callable[[], int]) -> None:
         policy, model = self._plan.triggers, self._plan.model
         last = self._ledger.last_request(model)
-        if last is None or not follow_up_paced(policy, history := self._requests(JobHistory())):
+        if last is None or not follow_up_paced(policy, requests := requests_of(self._ledger, self._plan, last)):
             return
-        if follow_up_due(policy, self._requests(self._job_history(model, now))):
-            reason = f"{history.since_last:.0f} windows after the last training there are more rows to learn from"
+        if follow_up_due(policy, replace(self._job_history(model, now), requests=requests)):
+            reason = f"{requests.since_last:.0f} windows after the last training there are more rows to learn from"
             self.decide(Cause(model, TriggerKind.FOLLOW_UP, last.id, reason, {}), now, outcomes())
-
-    def _requests(self, history: JobHistory) -> JobHistory:
-        """With what the ledger knows: where in the stream of windows things stand, and how far back requests lie."""
-        return with_requests(history, self._ledger, self._plan)
 
     def _trigger_on_labels(self, new_labels: int, now: datetime, outcomes: int) -> None:
         evidence = self._ledger.request_evidence(self._plan.model, list(TriggerKind), LOOK_BACK)
@@ -188,8 +185,9 @@ class Decider:
         last = self._ledger.last_request(self._plan.model)
         if last is not None and last.id == request_id(cause):
             return last
-        history = self._requests(self._job_history(self._plan.model, now))
-        cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), history)
+        requests = requests_of(self._ledger, self._plan, last)
+        history = replace(self._job_history(self._plan.model, now), requests=requests)
+        cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), requests)
         decision = decide(cause, self._plan.triggers, history, now)
         if self._ledger.decide(decision, now):
             if isinstance(decision, Suppressed):
@@ -207,11 +205,11 @@ class Decider:
         return decision
 
 
-def with_requests(history: JobHistory, ledger: Ledger, plan: ModelPlan) -> JobHistory:
-    """`history` with where in the stream of windows things stand, and how many windows ago requests were made."""
+def requests_of(ledger: Ledger, plan: ModelPlan, last: RetrainRequest | None) -> Requests:
+    """Where in the stream of windows things stand, and how many windows ago requests were made, `last` the newest."""
     ends = [r.state.at for r in ledger.rule_records(plan.model).values() if r.state.at is not None]
     if not ends:
-        return history
+        return Requests()
     position = max(ends)
 
     def ago(evidence: Mapping[str, Any]) -> float | None:
@@ -219,16 +217,14 @@ def with_requests(history: JobHistory, ledger: Ledger, plan: ModelPlan) -> JobHi
         return None if then is None else max(0.0, (position - datetime.fromisoformat(then)) / plan.windows.size)
 
     paced = map(ago, ledger.request_evidence(plan.model, PACED, LOOK_BACK))
-    newest = ledger.last_request(plan.model)
-    return replace(
-        history,
+    return Requests(
         position=position,
         windows_ago=[windows for windows in paced if windows is not None],
-        since_last=None if newest is None else ago(newest.evidence),
+        since_last=None if last is None else ago(last.evidence),
     )
 
 
-def placed(cause: Cause, history: JobHistory) -> Cause:
-    """The cause with where in the stream of windows it came up, for `with_requests` to read later."""
-    position = history.position
+def placed(cause: Cause, requests: Requests) -> Cause:
+    """The cause with where in the stream of windows it came up, for `requests_of` to read later."""
+    position = requests.position
     return replace(cause, evidence={**cause.evidence, POSITION: position.isoformat() if position else None})

@@ -5,13 +5,13 @@ Invariant: goes through the same policy, ledger and tables as the daemon's own d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import polars as pl
 
 from monitor.config import LoadedConfig
-from monitor.decider import placed, with_requests
+from monitor.decider import placed, requests_of
 from monitor.errors import ConfigError
 from monitor.lake import Lake, Table, collect
 from monitor.ledger import Ledger
@@ -45,8 +45,9 @@ def request_retrain(
         evidence={"actor": actor},
     )
     plan = plans(loaded)[model]
-    history = with_requests(job_history(store, model, now), ledger, plan)
-    decision = decide(placed(cause, history), plan.triggers, history, now)
+    requests = requests_of(ledger, plan, ledger.last_request(model))
+    history = replace(job_history(store, model, now), requests=requests)
+    decision = decide(placed(cause, requests), plan.triggers, history, now)
     ledger.decide(decision, now)
     if isinstance(decision, Suppressed):
         return ManualDecision(None, decision.detail)

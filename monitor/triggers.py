@@ -52,22 +52,27 @@ class PastJob:
 
 
 @dataclass(frozen=True, slots=True)
-class JobHistory:
-    """What is known of one model's jobs. Times are aware UTC wall time.
+class Requests:
+    """When one model's requests were made, by the clock of its windows: `position` is the end of the newest window that
+    rules have judged. `windows_ago`: how many windows ago the newest requests that the pace is for were made, newest
+    first; `since_last`: the same of the newest request of all. None: not known."""
 
-    `past`: the newest jobs that have ended, newest first. The clock of requests is `position`, the end of the newest
-    window that rules have judged: `windows_ago` says how many windows ago the newest requests that the pace is for were
-    made, newest first, `since_last` the same of the newest request of all. None: not known.
-    """
+    position: datetime | None = None
+    windows_ago: Sequence[float] = ()
+    since_last: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobHistory:
+    """What is known of one model's jobs. Times are aware UTC wall time. `past`: the newest jobs that have ended, newest
+    first."""
 
     in_flight: str | None = None
     last_ended_at: datetime | None = None
     started_today: int = 0
     champion: str | None = None
     past: Sequence[PastJob] = ()
-    position: datetime | None = None
-    windows_ago: Sequence[float] = ()
-    since_last: float | None = None
+    requests: Requests = Requests()
 
     def unsuccessful(self, since: datetime | None) -> int:
         """The newest jobs in a row that left the champion as it was; only of those requested since then."""
@@ -139,11 +144,11 @@ def jobs_saved(policy: TriggerPolicy, windows_ago: Sequence[float]) -> float:
     return saved
 
 
-def follow_up_paced(policy: TriggerPolicy, history: JobHistory) -> bool:
-    """Whether the pace allows a follow-up now; one job is kept for a rule that fires. Needs no `past`."""
-    if not policy.follow_up or history.since_last is None or history.since_last < policy.pace - _ROUNDING:
+def follow_up_paced(policy: TriggerPolicy, requests: Requests) -> bool:
+    """Whether the pace allows a follow-up now; one job is kept for a rule that fires."""
+    if not policy.follow_up or requests.since_last is None or requests.since_last < policy.pace - _ROUNDING:
         return False
-    return jobs_saved(policy, history.windows_ago) >= 2 - _ROUNDING
+    return jobs_saved(policy, requests.windows_ago) >= 2 - _ROUNDING
 
 
 def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
@@ -152,7 +157,7 @@ def follow_up_due(policy: TriggerPolicy, history: JobHistory) -> bool:
     One follow-up is due after each promotion that was asked for otherwise; more of them as long as one of the newest
     `stop_after_rejected` jobs has clearly gained.
     """
-    if history.in_flight or not follow_up_paced(policy, history):
+    if history.in_flight or not follow_up_paced(policy, history.requests):
         return False
     recent = [job for job in history.past[: policy.stop_after_rejected] if job.stands]
     first = bool(recent) and recent[0] is history.past[0] and not recent[0].follow_up
@@ -181,17 +186,17 @@ def _against(
         return (
             SuppressReason.TOO_MANY_REJECTED,
             f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
-            f"`driftd retrain {cause.model}`; else {_when(policy, history, now, pause - since_last)}",
+            f"`driftd retrain {cause.model}`; else {_when(policy, history.requests, now, pause - since_last)}",
         )
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
     if cause.trigger is TriggerKind.RULE and unsuccessful:
         wait = min(policy.pace, max(1.0, cause.windows_amiss - since_last)) - since_last
         if wait > _ROUNDING:
-            when = _when(policy, history, now, wait)
+            when = _when(policy, history.requests, now, wait)
             return SuppressReason.AWAITING_NEW_DATA, f"the last job gained nothing: with more rows, {when}"
-    if cause.trigger in PACED and (missing := 1 - jobs_saved(policy, history.windows_ago)) > _ROUNDING:
-        when = _when(policy, history, now, missing * policy.pace)
+    if cause.trigger in PACED and (missing := 1 - jobs_saved(policy, history.requests.windows_ago)) > _ROUNDING:
+        when = _when(policy, history.requests, now, missing * policy.pace)
         return SuppressReason.PACE, f"one job in {policy.pace} windows (retrain.pace): {when}"
     if history.started_today >= policy.max_per_day:
         return (
@@ -203,14 +208,14 @@ def _against(
 
 def _since_last(policy: TriggerPolicy, history: JobHistory, now: datetime) -> float:
     """Windows since the last request; by the wall clock where no rule judges windows."""
-    if history.since_last is not None:
-        return history.since_last
+    if history.requests.since_last is not None:
+        return history.requests.since_last
     return math.inf if history.last_ended_at is None else (now - history.last_ended_at) / policy.window
 
 
-def _when(policy: TriggerPolicy, history: JobHistory, now: datetime, windows: float) -> str:
+def _when(policy: TriggerPolicy, requests: Requests, now: datetime, windows: float) -> str:
     """The same text until the time has come: a refusal is recorded once."""
-    if history.position is None:
+    if requests.position is None:
         return f"from {now + windows * policy.window:%Y-%m-%d %H:%M} UTC"
-    at = history.position + math.ceil(windows - _ROUNDING) * policy.window
+    at = requests.position + math.ceil(windows - _ROUNDING) * policy.window
     return f"with the window that ends {at:%Y-%m-%d %H:%M} UTC"

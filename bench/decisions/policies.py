@@ -131,7 +131,7 @@ def run_asking(
         if (final := final_at(rows, at, end, plan.windows, stage.history.until)) is not None:
             serving.noted(Event(final, Step.FINAL, WindowKey(plan.model, champion, start, end)))
         on_window(number)
-    return result_of(name, serving, stage.metric), asked
+    return result_of(name, serving), asked
 
 
 def _errors(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
@@ -288,7 +288,7 @@ def _plain(name: str, stage: Stage, wanted: Callable[[int], bool], tell: Tell) -
         tell(name, (number + 1) / windows)
         return wanted(number)
 
-    return _kept(stage, run_plain(name, stage.serving(), stage.metric, watched), {})
+    return _kept(stage, run_plain(name, stage.serving(), watched), {})
 
 
 def _kept(stage: Stage, result: PolicyResult, alarms: dict[str, list[datetime]]) -> Results:

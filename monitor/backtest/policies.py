@@ -46,9 +46,9 @@ class PolicyResult:
         }
 
 
-def result_of(name: str, serving: Serving, metric: str, replayed: Replayed | None = None) -> PolicyResult:
+def result_of(name: str, serving: Serving, replayed: Replayed | None = None) -> PolicyResult:
     windows = list(serving.history.windows(serving.plan.windows.size))
-    overall, each = serving.performance(windows, metric)
+    overall, each = serving.performance(windows, serving.plan.metrics[0])
     return PolicyResult(
         name=name,
         trainings=sum(job.trained for job in serving.jobs),
@@ -81,16 +81,16 @@ def run_driftd(
             (serving.retrain if act else serving.jobs.note)(request, at)
 
     replay = Replay(plan, history, serving, serving.job_history, on_request)
-    return result_of(name, serving, plan.metrics[0], replay.run(on_window))
+    return result_of(name, serving, replay.run(on_window))
 
 
-def run_plain(name: str, serving: Serving, metric: str, wanted: Callable[[int], bool]) -> PolicyResult:
+def run_plain(name: str, serving: Serving, wanted: Callable[[int], bool]) -> PolicyResult:
     """Plain retraining at the end of each window of which `wanted` (its number, from 0) is true."""
     windows = list(serving.history.windows(serving.plan.windows.size))
     for n, (_, end) in enumerate(windows[:-1]):
         if wanted(n):
             serving.replace_now(end + serving.plan.windows.lateness)
-    return result_of(name, serving, metric)
+    return result_of(name, serving)
 
 
 def spread(windows: int, trainings: int) -> frozenset[int]:

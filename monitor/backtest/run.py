@@ -149,14 +149,14 @@ def _plain(
     progress: Progress,
 ) -> list[PolicyResult]:
     """Never, at every window, and every k windows with as many trainings as the first configuration."""
-    windows, metric = len(list(history.windows(plan.windows.size))), plan.metrics[0]
+    windows = len(list(history.windows(plan.windows.size)))
 
     def plain(name: str, wanted: Callable[[int], bool]) -> PolicyResult:
         def watched(n: int) -> bool:
             progress(name, (n + 1) * history.rows // windows, history.rows)
             return wanted(n)
 
-        return run_plain(name, Serving(plan, history, trainings, first), metric, watched)
+        return run_plain(name, Serving(plan, history, trainings, first), watched)
 
     found = [plain("never", lambda _n: False)]
     if trained := driftd[0].trainings:

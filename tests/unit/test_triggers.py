@@ -17,6 +17,7 @@ from monitor.triggers import (
     Cause,
     JobHistory,
     PastJob,
+    Requests,
     Suppressed,
     SuppressReason,
     TriggerPolicy,
@@ -45,7 +46,7 @@ R = SuppressReason
         (POLICY, JobHistory(champion="2"), R.SUPERSEDED, "version 2 has replaced version 1"),
         (
             POLICY,
-            JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED), position=NOW, since_last=2),
+            JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED), requests=Requests(NOW, since_last=2)),
             R.TOO_MANY_REJECTED,
             "3 jobs in a row ended without a promotion: look at them, then `driftd retrain fraud`; "
             "else with the window that ends 2026-03-03 07:00 UTC",
@@ -53,14 +54,14 @@ R = SuppressReason
         (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
         (
             POLICY,
-            JobHistory(past=(REJECTED,), position=NOW, since_last=0),
+            JobHistory(past=(REJECTED,), requests=Requests(NOW, since_last=0)),
             R.AWAITING_NEW_DATA,
             "the last job gained nothing: with more rows, with the window that ends 2026-03-02 13:00 UTC",
         ),
         (POLICY, JobHistory(started_today=4), R.BUDGET, "4 jobs today, max_per_day = 4"),
         (
             POLICY,
-            JobHistory(windows_ago=(1, 2), position=NOW),
+            JobHistory(requests=Requests(NOW, windows_ago=(1, 2))),
             R.PACE,
             "one job in 7 windows (retrain.pace): with the window that ends 2026-03-02 17:00 UTC",
         ),
@@ -85,8 +86,8 @@ def test_every_reason_has_a_row_in_the_table_above() -> None:
     [
         FREE,
         JobHistory(last_ended_at=NOW - HOUR),
-        JobHistory(past=(REJECTED,), since_last=1),
-        JobHistory(past=(REJECTED, ROLLED_BACK), since_last=1),
+        JobHistory(past=(REJECTED,), requests=Requests(since_last=1)),
+        JobHistory(past=(REJECTED, ROLLED_BACK), requests=Requests(since_last=1)),
         JobHistory(started_today=3),
         JobHistory(champion="1"),
     ],
@@ -102,7 +103,7 @@ def test_requested_when_nothing_speaks_against_it(history: JobHistory) -> None:
     [(0, 0, 1), (0, 1, 0), (4, 0, 4), (6, 2, 2), (8, 4, 0), (40, 3, 4), (40, 7, 0)],  # at most the pace, which is 7
 )
 def test_after_a_refusal_a_rule_waits_until_twice_as_much_is_known(amiss: float, since_last: int, missing: int) -> None:
-    history = JobHistory(past=(REJECTED,), position=NOW, since_last=since_last)
+    history = JobHistory(past=(REJECTED,), requests=Requests(NOW, since_last=since_last))
     found = decide(replace(RULE, windows_amiss=amiss), POLICY, history, NOW)
     if missing:
         assert isinstance(found, Suppressed)
@@ -116,7 +117,7 @@ def test_a_refusal_says_the_same_until_its_time_has_come() -> None:
     cause, past = replace(RULE, windows_amiss=40), (REJECTED,) * 2
     details = set()
     for hour in range(7):
-        history = JobHistory(past=past, position=NOW + hour * HOUR, since_last=hour, windows_ago=(hour,))
+        history = JobHistory(past=past, requests=Requests(NOW + hour * HOUR, (hour,), hour))
         found = decide(cause, POLICY, history, NOW + hour * HOUR)
         assert isinstance(found, Suppressed)
         details.add(found.detail)
@@ -126,7 +127,8 @@ def test_a_refusal_says_the_same_until_its_time_has_come() -> None:
 @pytest.mark.parametrize("trigger", [TriggerKind.RULE, TriggerKind.LABELS, TriggerKind.SCHEDULE])
 def test_after_too_many_failures_jobs_are_tried_again_but_seldom(trigger: TriggerKind) -> None:
     cause, failed = replace(RULE, trigger=trigger), JobHistory(past=(REJECTED,) * 3)
-    by_windows = [replace(failed, position=NOW, since_last=ago) for ago in (20.0, 21.0)]  # pace 7, 3 are too many
+    # pace 7, 3 are too many
+    by_windows = [replace(failed, requests=Requests(NOW, since_last=ago)) for ago in (20.0, 21.0)]
     by_clock = [replace(failed, last_ended_at=NOW - ago * HOUR) for ago in (20, 21)]  # no rule judges windows
     for refused, tried in (by_windows, by_clock):
         assert isinstance(found := decide(cause, POLICY, refused, NOW), Suppressed)
@@ -136,7 +138,7 @@ def test_after_too_many_failures_jobs_are_tried_again_but_seldom(trigger: Trigge
 
 def test_person_passes_everything_but_a_job_in_flight() -> None:
     manual = replace(RULE, trigger=TriggerKind.MANUAL)
-    against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, NOW, (0.5,) * 9, 0.5)
+    against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, Requests(NOW, (0.5,) * 9, 0.5))
     assert isinstance(decide(manual, replace(POLICY, enabled=False), against, NOW), RetrainRequest)
     assert isinstance(decide(manual, POLICY, replace(against, in_flight="j"), NOW), Suppressed)
 
@@ -170,16 +172,16 @@ def test_failures_from_before_a_rule_fired_do_not_count(since: datetime | None, 
 
 HEAD, CLEAR = PastJob(NOW, stands=True, gain=1.5), PastJob(NOW, stands=True, gain=3.0)
 RENEWED, FOLLOWED = (PastJob(NOW, stands=True, gain=g, follow_up=True) for g in (-0.5, 3.5))
-GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,), since_last=7)
+GAINED = JobHistory(past=(CLEAR,), requests=Requests(NOW, (7,), 7))
 
 
 @pytest.mark.parametrize(
     ("history", "due"),
     [
         (GAINED, True),
-        (replace(GAINED, since_last=6.5), False),  # too soon
-        (replace(GAINED, since_last=None), False),
-        (replace(GAINED, windows_ago=()), True),  # a person asked for it
+        (replace(GAINED, requests=Requests(NOW, (7,), 6.5)), False),  # too soon
+        (replace(GAINED, requests=Requests(NOW, (7,), None)), False),
+        (replace(GAINED, requests=Requests(NOW, (), 7)), True),  # a person asked for it
         (replace(GAINED, in_flight="j"), False),
         (replace(GAINED, past=()), False),  # nothing was ever promoted
         (replace(GAINED, past=(REJECTED, ROLLED_BACK)), False),
@@ -191,8 +193,8 @@ GAINED = JobHistory(past=(CLEAR,), windows_ago=(7,), since_last=7)
         (replace(GAINED, past=(REJECTED, RENEWED, CLEAR)), True),
         (replace(GAINED, past=(REJECTED, RENEWED, ROLLED_BACK, CLEAR)), False),  # there is nothing more to gain
         (replace(GAINED, past=(RENEWED, HEAD, CLEAR)), True),
-        (replace(GAINED, windows_ago=(7, 8)), False),  # the one that is left is kept for a rule
-        (replace(GAINED, windows_ago=(7, 14, 21)), True),
+        (replace(GAINED, requests=Requests(NOW, (7, 8), 7)), False),  # the one that is left is kept for a rule
+        (replace(GAINED, requests=Requests(NOW, (7, 14, 21), 7)), True),
     ],
 )
 def test_promotion_is_followed_up_while_there_is_something_to_gain(history: JobHistory, due: bool) -> None:
@@ -220,7 +222,7 @@ def test_pace_holds_on_average_whoever_asks_as_often_as_allowed(gaps: list[float
 
 
 def test_pace_is_for_what_windows_ask_for_not_for_people() -> None:
-    busy = JobHistory(windows_ago=(1, 2))
+    busy = JobHistory(requests=Requests(NOW, (1, 2)))
     assert isinstance(decide(RULE, POLICY, busy, NOW), Suppressed)
     assert isinstance(decide(replace(RULE, trigger=TriggerKind.MANUAL), POLICY, busy, NOW), RetrainRequest)
     assert isinstance(decide(replace(RULE, trigger=TriggerKind.SCHEDULE), POLICY, busy, NOW), RetrainRequest)
