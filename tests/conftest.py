@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from tests.broker import Broker, free_ports, missing_tools
+from tests.postgres import PostgresServer, find_programs
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
@@ -119,6 +120,27 @@ def own_kafka(tmp_path: Path) -> Iterator[Callable[[], KafkaCluster]]:
     yield start
     for broker in started:
         broker.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for the whole run: tests take fresh databases."""
+    programs = find_programs()
+    require("PostgreSQL", [] if programs else ["pg_ctl"])
+    assert programs is not None
+    server = PostgresServer(programs)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def control_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty control database, on each kind of server."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'control.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.create_database()
 
 
 @dataclass(frozen=True)
