@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from monitor.errors import TransientError
+from monitor.lineage import serving_at
 from monitor.operate import request_retrain
 from monitor.status import model_status
 from monitor.web.views import Views
@@ -85,9 +86,15 @@ class Actions:
     def reject(self, job: str, actor: str, reason: str) -> None:
         self._command("reject", "--actor", actor, "--reason", reason, "--", job)
 
-    def rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]:
-        self._command("rollback", "--actor", actor, "--reason", reason, "--", model)
+    def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]:
+        self._command("rollback", "--actor", actor, "--reason", reason, *(["--to", to] if to else []), "--", model)
         return {"rolled_back": model}
+
+    def serving(self, model: str, at: datetime | None) -> dict[str, Any]:
+        at = at or datetime.now(UTC)
+        if (found := serving_at(self._daemon.store, model, at)) is None:
+            raise LookupError(f"{model}: no champion on record at {at:%Y-%m-%d %H:%M} UTC")
+        return found
 
     def _command(self, *arguments: str) -> None:
         """Run a driftd command apart: it needs MLflow, which the daemon does not load."""

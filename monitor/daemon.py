@@ -28,6 +28,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from monitor.actions import STUCK_AFTER, Actions
 from monitor.annotations import Annotator
 from monitor.config import LoadedConfig, load
+from monitor.configured import note_configuration
 from monitor.errors import ConfigError, TransientError
 from monitor.evaluator import ModelEvaluator
 from monitor.ingest import Ingest
@@ -94,6 +95,7 @@ class Daemon:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
+        note_configuration(self.store.engine, self.config, datetime.now(UTC))
         actions = Actions(self)
         server = _serve(self, actions)
         ingest = threading.Thread(target=self._guard(lambda: self.ingest.run(self.stop)), name="ingest")
@@ -311,10 +313,12 @@ class Daemon:
                 raise ConfigError([f"{loaded.path}: models: adding or removing a model needs a restart"])
             if loaded.schemas != self.loaded.schemas:
                 raise ConfigError([f"{loaded.path}: models: a changed feature list needs a restart"])
-        except ConfigError as exc:
+            note_configuration(self.store.engine, loaded.config, datetime.now(UTC))
+        except (ConfigError, TransientError) as exc:
             self.metrics.config_reloads.labels("failed").inc()
             self.metrics.config_ok.set(0)
-            log.error("config_refused", problems=exc.problems)
+            problems = exc.problems if isinstance(exc, ConfigError) else [f"cannot be put on record: {exc}"]
+            log.error("config_refused", problems=problems)
             return
         self.loaded = loaded
         for model, plan in plans(loaded).items():

@@ -34,6 +34,8 @@ from monitor.lake import Conflict
 from monitor.phases import Phase, RuleState, Transition
 from monitor.rules import Verdict
 from monitor.triggers import Suppressed
+from retrain import audit
+from retrain.audit import AuditKind, Entry
 from retrain.database import UtcDateTime, create_tables, metadata, reading, writing
 from retrain.request import RetrainRequest, TriggerKind
 
@@ -218,6 +220,8 @@ class Ledger:
                         reason=t.reason,
                     )
                 )
+            for version, t in done.transitions:
+                audit.append(db, _rule_changed(done.model, version, t, now))
 
     def decide(self, decision: RetrainRequest | Suppressed, now: datetime) -> bool:
         """Record a decision; False when it says nothing new (the same request, or the same refusal again)."""
@@ -245,6 +249,7 @@ class Ledger:
                         request=decision.to_json(),
                     )
                 )
+                audit.append(db, _requested(decision, now))
                 return True
             cause = decision.cause
             recent = db.execute(
@@ -267,6 +272,7 @@ class Ledger:
                     evidence=dict(cause.evidence),
                 )
             )
+            audit.append(db, _suppressed(decision, now))
             return True
 
     def undispatched(self) -> list[RetrainRequest]:
@@ -279,11 +285,14 @@ class Ledger:
         with reading(self._engine) as db:
             return [RetrainRequest.from_json(r) for r in db.scalars(query)]
 
-    def mark_dispatched(self, request_id: str, note: str = "") -> None:
+    def mark_dispatched(self, request: RetrainRequest, now: datetime, dropped: str = "") -> None:
+        """`dropped`: why it was not handed over."""
+        asked = _decisions.c.request_id == request.id
         with writing(self._engine) as db:
-            db.execute(
-                update(_decisions).where(_decisions.c.request_id == request_id).values(dispatched=True, detail=note)
-            )
+            db.execute(update(_decisions).where(asked).values(dispatched=True, detail=dropped))
+            if dropped:
+                kind = AuditKind.REQUEST_DROPPED
+                audit.append(db, Entry(now, kind, request.model, audit.DRIFTD, request.id, dropped))
 
     def last_request(self, model: str) -> RetrainRequest | None:
         """The newest request of a model, whatever became of it."""
@@ -380,6 +389,28 @@ class Ledger:
         """Give the lease up, so that another replica need not wait for it to expire."""
         with writing(self._engine) as db:
             db.execute(delete(_leases).where(_leases.c.name == name, _leases.c.holder == holder))
+
+
+def _rule_changed(model: str, version: str, t: Transition, now: datetime) -> Entry:
+    body = {"version": version, "before": t.before.value, "after": t.after.value, "window_end": t.at.isoformat()}
+    return Entry(now, AuditKind.RULE_CHANGED, model, audit.DRIFTD, t.rule, t.reason, body)
+
+
+def _requested(request: RetrainRequest, now: datetime) -> Entry:
+    actor, body = _asked_by(request.evidence), {"trigger": request.trigger.value, "evidence": request.evidence}
+    return Entry(now, AuditKind.RETRAIN_REQUESTED, request.model, actor, request.id, request.reason, body)
+
+
+def _suppressed(refusal: Suppressed, now: datetime) -> Entry:
+    cause, reason = refusal.cause, refusal.reason.value
+    body = {"trigger": cause.trigger.value, "cause": cause.reason, "evidence": cause.evidence}
+    return Entry(
+        now, AuditKind.RETRAIN_SUPPRESSED, cause.model, _asked_by(cause.evidence), reason, refusal.detail, body
+    )
+
+
+def _asked_by(evidence: Mapping[str, Any]) -> str:
+    return str(evidence.get("actor") or audit.DRIFTD)
 
 
 def _subject(evidence: Mapping[str, Any]) -> tuple[Any, ...]:

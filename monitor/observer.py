@@ -53,7 +53,7 @@ class Observer:
         self._metrics.set_gates(model, gates)
 
     def _champion(self, model: str) -> None:
-        moves = self._store.alias_moves(model, "champion")
+        moves = self._store.champion_moves(model)
         if not moves or moves[0].version is None:
             self._metrics.set_champion(model, None, "")
             return

@@ -5,10 +5,13 @@ Invariant: goes through the same policy, ledger and tables as the daemon's own d
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import polars as pl
+from sqlalchemy import Engine
 
 from monitor.config import LoadedConfig
 from monitor.decider import placed, requests_of
@@ -20,6 +23,8 @@ from monitor.measurement import WindowKey
 from monitor.plan import plans
 from monitor.supervisor import job_history
 from monitor.triggers import Cause, Suppressed, decide
+from retrain import audit
+from retrain.audit import AuditKind, Entry
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.store import Store
 
@@ -52,6 +57,20 @@ def request_retrain(
     if isinstance(decision, Suppressed):
         return ManualDecision(None, decision.detail)
     return ManualDecision(decision, "")
+
+
+def note_forgotten(
+    engine: Engine, model: str, prediction_ids: Sequence[str], actor: str, reason: str, now: datetime
+) -> None:
+    """Put on record, before it happens, that these predictions are deleted; their ids only as a digest."""
+    digest = hashlib.sha256("\n".join(sorted(prediction_ids)).encode()).hexdigest()
+    subject = f"{len(prediction_ids)} prediction(s)"
+    audit.note(engine, Entry(now, AuditKind.ROWS_FORGOTTEN, model, actor, subject, reason, {"ids_sha256": digest}))
+
+
+def note_replayed(engine: Engine, reason: str | None, actor: str, now: datetime) -> None:
+    """Put on record, before it happens, that dead letters are read again."""
+    audit.note(engine, Entry(now, AuditKind.DEAD_LETTERS_REPLAYED, "", actor, reason or "all", ""))
 
 
 def write_window_report(loaded: LoadedConfig, model: str, version: str | None, end: datetime | None) -> str:

@@ -489,7 +489,11 @@ class Config(Section):
     def storage_options(self) -> dict[str, str]:
         return {k: v.reveal() if isinstance(v, Secret) else v for k, v in self.lake.options.items()}
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything in it; secrets are references, so none is told."""
+        return self.model_dump(mode="json", by_alias=True)
+
     def digest(self) -> str:
-        """A stable fingerprint of everything in it (secrets are references, so none is hashed)."""
-        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, default=str)
+        """A stable fingerprint of `to_json`."""
+        text = json.dumps(self.to_json(), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

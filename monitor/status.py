@@ -20,7 +20,7 @@ def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 1
     records = ledger.rule_records(model)
     jobs = store.list_jobs(model, limit=decisions)
     decided = ledger.decisions(model, decisions)
-    moves = store.alias_moves(model, "champion")
+    moves = store.champion_moves(model)
     firing = [r for r in records.values() if r.state.phase is Phase.FIRING]
     return {
         "model": model,

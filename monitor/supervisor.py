@@ -63,13 +63,13 @@ class Supervisor:
             try:
                 spec = self._spec_of(request)
             except KeyError:
-                self._ledger.mark_dispatched(request.id, "dropped: the model is no longer configured")
+                self._ledger.mark_dispatched(request, now, "dropped: the model is no longer configured")
                 continue
             submission = self._store.submit(spec, now)
             note = ""
             if submission.outcome is SubmitOutcome.IN_FLIGHT:
                 note = f"dropped: job {submission.job_id} is in flight"
-            self._ledger.mark_dispatched(request.id, note)
+            self._ledger.mark_dispatched(request, now, note)
 
     def supervise(self, now: datetime) -> None:
         """Reap ended processes, start one for each job without."""
@@ -122,7 +122,7 @@ def job_history(store: Store, model: str, now: datetime) -> JobHistory:
     """What triggers must know of a model's jobs."""
     in_flight = store.in_flight(model)
     ended = [job for job in store.list_jobs(model, limit=LOOK_BACK) if job.ended_at is not None]
-    moves = store.alias_moves(model, "champion")
+    moves = store.champion_moves(model)
     return JobHistory(
         in_flight=in_flight.id if in_flight else None,
         last_ended_at=max((job.ended_at for job in ended if job.ended_at), default=None),

@@ -16,7 +16,8 @@ from retrain import publish
 from retrain.errors import LostRace, Refused
 from retrain.evaluate import score
 from retrain.model_files import load_model, trusted_for
-from retrain.registry import CHALLENGER, CHAMPION, PREVIOUS, Conflict, Registry
+from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
+from retrain.registry import Conflict, Registry
 from retrain.snapshot import write_snapshot
 from retrain.spec import JobSpec
 from retrain.states import JobState
@@ -50,18 +51,29 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
 
 
 def rollback(
-    store: Store, registry: Registry, model: str, registered_model: str, actor: str, reason: str, now: datetime
+    store: Store,
+    registry: Registry,
+    model: str,
+    registered_model: str,
+    actor: str,
+    reason: str,
+    now: datetime,
+    to: str | None = None,
 ) -> str:
-    """Makes `previous` the champion again and answers its version; the version before it, where known, becomes
-    `previous`. The job that promoted the one rolled back ends as rolled_back."""
+    """Makes an earlier champion the champion again and answers its version: `to`, or the alias `previous`. The version
+    before it, where known, becomes `previous`. The job that promoted the one rolled back ends as rolled_back."""
     champion = registry.resolve_alias(registered_model, CHAMPION)
-    previous = registry.resolve_alias(registered_model, PREVIOUS)
+    moves = store.champion_moves(model)
+    past = {v for move in moves for v in (move.version, move.previous_version) if v not in (None, champion)}
+    if to is not None and to not in past:
+        known = ", ".join(sorted(map(str, past))) or "none"
+        raise Refused(f"{model}: version {to} is no earlier champion that driftd knows of; these are: {known}")
+    previous = to or registry.resolve_alias(registered_model, PREVIOUS)
     if previous is None or previous == champion:
         raise Refused(f"{model}: there is no previous champion to go back to")
-    moves = store.alias_moves(model, CHAMPION)
     older = next((m.previous_version for m in moves if m.version == previous and m.job_id is not None), None)
     registry.set_alias(registered_model, CHAMPION, previous)
-    registry.set_alias(registered_model, PREVIOUS, older if older != champion else None)
+    registry.set_alias(registered_model, PREVIOUS, None if older == champion and to is None else older)
     store.record_alias(AliasMove(model, CHAMPION, previous, champion, None, actor, now, reason))
     job_id = next((m.job_id for m in moves if m.version == champion and m.job_id is not None), None)
     if job_id is not None and job_id in {j.id for j in store.list_jobs(model, limit=1000)}:

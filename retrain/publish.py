@@ -18,7 +18,8 @@ from retrain.gates import GateResult, SmokeTest
 from retrain.model_files import UnusableModel, trusted_for
 from retrain.provenance import git_commit
 from retrain.quality import Comparison
-from retrain.registry import CHALLENGER, MODEL_PATH, Registry
+from retrain.records import CHALLENGER
+from retrain.registry import MODEL_PATH, Registry
 from retrain.schema import ModelSchema, Task
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec

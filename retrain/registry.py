@@ -22,8 +22,8 @@ from typing import Any
 
 from retrain.errors import TransientError
 from retrain.model_files import LoadedModel, UnusableModel, load_model, signature_inputs
+from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
 MODEL_PATH = "model"
 REFERENCE_PATH = "reference/reference.parquet"

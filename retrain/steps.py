@@ -21,7 +21,8 @@ from retrain import contest, publish
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.model_files import UnusableModel, load_model, trusted_for
-from retrain.registry import CHALLENGER, CHAMPION, PREVIOUS, Conflict, Promoted, Registry
+from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
+from retrain.registry import Conflict, Promoted, Registry
 from retrain.retry import Retry, Stopped
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState

@@ -6,16 +6,18 @@ job is driven by at most one process, the holder of an unexpired lease. Time is 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from retrain import audit
+from retrain.audit import AuditKind
 from retrain.database import create_tables, open_engine, reading, writing
 from retrain.errors import LeaseLost, LostRace, UnknownJob
-from retrain.records import AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
+from retrain.records import CHAMPION, AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
 from retrain.spec import JobSpec
 from retrain.states import IN_FLIGHT, JobState, check_transition
 from retrain.tables import alias_history, job_history, jobs
@@ -54,8 +56,10 @@ class Store:
         try:
             with writing(self.engine) as connection:
                 connection.execute(insert(jobs).values(values))
-                detail = f"{request.trigger}: {request.reason}"
-                _record(connection, request.id, None, JobState.REQUESTED, now, request.trigger.value, detail)
+                step = Step(
+                    None, JobState.REQUESTED, now, request.trigger.value, f"{request.trigger}: {request.reason}"
+                )
+                _record(connection, request.id, request.model, step, {"spec": values["spec"]})
         except IntegrityError:
             with reading(self.engine) as connection:
                 if connection.scalar(select(jobs.c.id).where(jobs.c.id == request.id)) is not None:
@@ -186,7 +190,9 @@ class Store:
             if changed.rowcount != 1:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, from_state, to_state)
-            _record(connection, job_id, from_state, to_state, now, actor, detail)
+            model, result = connection.execute(select(jobs.c.model, jobs.c.result).where(jobs.c.id == job_id)).one()
+            facts = {"result": result} if from_state is JobState.EVALUATING else {}
+            _record(connection, job_id, model, Step(from_state, to_state, now, actor, detail), facts)
 
     def update(self, job_id: str, owner: str | None, **values: Any) -> None:
         """Sets `result`, `fingerprint` or `waiting`. Raises LeaseLost when `owner` does not hold the lease."""
@@ -203,7 +209,8 @@ class Store:
             if changed.rowcount != 1:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, waiting, JobState.PROMOTED)
-            _record(connection, job_id, waiting, waiting, now, actor, "approved")
+            model = connection.scalar(select(jobs.c.model).where(jobs.c.id == job_id))
+            _record(connection, job_id, str(model), Step(waiting, waiting, now, actor, "approved"), {})
 
     # -- leases
 
@@ -234,15 +241,18 @@ class Store:
         try:
             with writing(self.engine) as connection:
                 connection.execute(insert(alias_history).values(values))
+                audit.append(connection, _moved(move))
         except IntegrityError:
             if move.job_id is None:
                 raise
 
-    def alias_moves(self, model: str, alias: str | None = None) -> list[AliasMove]:
+    def champion_moves(self, model: str) -> list[AliasMove]:
+        """Moves of the alias `champion`, newest first."""
+        return [move for move in self.alias_moves(model) if move.alias == CHAMPION]
+
+    def alias_moves(self, model: str) -> list[AliasMove]:
         """Newest first."""
         query = select(alias_history).where(alias_history.c.model == model).order_by(alias_history.c.id.desc())
-        if alias is not None:
-            query = query.where(alias_history.c.alias == alias)
         with reading(self.engine) as connection:
             names = AliasMove.__dataclass_fields__
             return [AliasMove(**{n: row[n] for n in names}) for row in connection.execute(query).mappings()]
@@ -272,21 +282,32 @@ def _refusal(job_id: str, state: str | None, wanted: JobState, to: JobState) -> 
     return LostRace(f"job {job_id} cannot go from {wanted} to {to}: it is {state} by now")
 
 
-def _record(
-    connection: Connection,
-    job_id: str,
-    from_state: JobState | None,
-    to_state: JobState,
-    at: datetime,
-    actor: str,
-    detail: str,
-) -> None:
-    values = {
-        "job_id": job_id,
-        "from_state": None if from_state is None else from_state.value,
-        "to_state": to_state.value,
-        "at": at,
-        "actor": actor,
-        "detail": detail,
-    }
-    connection.execute(insert(job_history).values(values))
+def _record(connection: Connection, job_id: str, model: str, step: Step, facts: Mapping[str, Any]) -> None:
+    """One row of the job's history and one entry of the audit log, `facts` in its body."""
+    before = None if step.from_state is None else step.from_state.value
+    row = {"from_state": before, "to_state": step.to_state.value, "at": step.at, "actor": step.actor}
+    connection.execute(insert(job_history).values(job_id=job_id, detail=step.detail, **row))
+    audit.append(
+        connection,
+        audit.Entry(
+            at=step.at,
+            kind=AuditKind.JOB_APPROVED if step.from_state is step.to_state else AuditKind.JOB_MOVED,
+            model=model,
+            actor=step.actor,
+            subject=job_id,
+            detail=step.detail,
+            body={"from_state": before, "to_state": step.to_state.value, **facts},
+        ),
+    )
+
+
+def _moved(move: AliasMove) -> audit.Entry:
+    return audit.Entry(
+        at=move.at,
+        kind=AuditKind.ALIAS_MOVED,
+        model=move.model,
+        actor=move.actor,
+        subject=move.alias,
+        detail=move.reason,
+        body={"version": move.version, "previous_version": move.previous_version, "job": move.job_id},
+    )

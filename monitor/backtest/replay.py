@@ -192,7 +192,7 @@ class Replay:
         self._judged |= {at: record.judged for at, record in judged.records.items()}
         self._decider.trigger(at, lambda: self._outcomes)
         for request in self._ledger.undispatched():
-            self._ledger.mark_dispatched(request.id)
+            self._ledger.mark_dispatched(request, at)
             self._on_request(request, at)
 
     def _note_closed(self, key: WindowKey, rows: int, found: Sequence[Measurement]) -> None:

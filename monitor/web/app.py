@@ -40,7 +40,8 @@ class WebActions(Protocol):
     def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
     def approve(self, job: str, actor: str) -> None: ...
     def reject(self, job: str, actor: str, reason: str) -> None: ...
-    def rollback(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
+    def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]: ...
+    def serving(self, model: str, at: datetime | None) -> dict[str, Any]: ...
 
 
 def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:
@@ -96,8 +97,15 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
 
     async def rollback(request: Request) -> Response:
         name, body = request.path_params["model"], await _body(request)
-        reason = str(body.get("reason", ""))
-        return JSONResponse(await run_in_threadpool(actions.rollback, name, _actor(body), reason))
+        reason, to = str(body.get("reason", "")), str(body.get("to") or "")
+        return JSONResponse(await run_in_threadpool(actions.rollback, name, _actor(body), reason, to))
+
+    async def serving(request: Request) -> Response:
+        name, text = request.path_params["model"], request.query_params.get("at")
+        at = None if text is None else _instant(text)
+        if text is not None and at is None:
+            raise HTTPException(400, "at= is a moment in seconds since 1970")
+        return JSONResponse(await run_in_threadpool(actions.serving, name, at))
 
     async def approve(request: Request) -> Response:
         body = await _body(request)
@@ -133,6 +141,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             Route("/api/v1/fleet", fleet),
             Route("/api/v1/models/{model}/timeline", timeline),
             Route("/api/v1/models/{model}/features", features),
+            Route("/api/v1/models/{model}/serving", serving),
             Route("/api/v1/models/{model}", model),
             Route("/api/v1/models/{model}/retrain", retrain, methods=["POST"]),
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),

@@ -78,7 +78,7 @@ class Views:
     def _line(self, plan: ModelPlan, now: datetime) -> dict[str, Any]:
         records = list(self._ledger.rule_records(plan.model).values())
         jobs = self._store.list_jobs(plan.model, limit=1)
-        moves = self._store.alias_moves(plan.model, "champion")
+        moves = self._store.champion_moves(plan.model)
         severities = {r.name: r.severity for r in plan.rules}
         champion = moves[0].version if moves else None
         overview = self._history.overview(plan.model, plan.metrics[0], now)
@@ -137,7 +137,7 @@ class Views:
         gone = superseded(ends, plan.windows.size)
         current = [r for (version, _), r in self._ledger.rule_records(model).items() if version not in gone]
         jobs = self._store.list_jobs(model, limit=JOBS)
-        moves = self._store.alias_moves(model, "champion")
+        moves = self._store.champion_moves(model)
         done = activities(self._ledger, self._store, model, 100)
         return {
             "at": now.isoformat(),

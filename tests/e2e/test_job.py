@@ -17,7 +17,9 @@ import polars as pl
 import pytest
 
 from monitor.supervisor import job_history
-from retrain.errors import LeaseLost
+from retrain import audit
+from retrain.audit import AuditKind
+from retrain.errors import LeaseLost, Refused
 from retrain.frame import features_frame
 from retrain.job import Driver, Limits, utc_now
 from retrain.operate import approve, register_initial, rollback
@@ -108,6 +110,12 @@ def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_p
     assert versions(wanted) == ["1"]
     assert len(runs(wanted)) == 1
     assert [(m.alias, m.version, m.actor) for m in store.alias_moves("fraud")] == [("champion", "1", "ann")]
+    assert audit.verify(store.engine, {}).problem == ""
+    logged = list(audit.entries(store.engine))
+    assert [e.body["to_state"] for e in logged if e.subject == "job-1"] == states
+    assert [(e.actor, e.body["version"]) for e in logged if e.kind == AuditKind.ALIAS_MOVED] == [("ann", "1")]
+    (decided,) = [e for e in logged if "result" in e.body]
+    assert decided.body["result"]["gates"] == store.get("job-1").result["gates"]
     tags = runs(wanted)[0]
     assert tags["driftd.decision"] == "promoted"
     assert tags["driftd.trigger"] == "rule"
@@ -229,11 +237,16 @@ def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> N
     assert drive(tmp_path) is JobState.ROLLED_BACK
     registry = Registry(first.tracking_uri)
     assert registry.resolve_alias("fraud", "champion") == "1"
-    assert [m.version for m in store.alias_moves("fraud", "champion")] == ["1", "2", "1"]
+    assert [m.version for m in store.champion_moves("fraud")] == ["1", "2", "1"]
     assert job_history(store, "fraud", NOW).unsuccessful(None) == 1
-    registry.set_alias("fraud", "previous", "2")
-    assert rollback(store, registry, "fraud", "fraud", "ann", "I know better", NOW) == "2"
-    assert store.alias_moves("fraud", "champion")[0].actor == "ann"
+    with pytest.raises(Refused, match=r"version 7 is no earlier champion that driftd knows of; these are: 2$"):
+        rollback(store, registry, "fraud", "fraud", "ann", "a slip", NOW, "7")
+    with pytest.raises(Refused, match="there is no previous champion"):
+        rollback(store, registry, "fraud", "fraud", "ann", "again", NOW)
+    assert rollback(store, registry, "fraud", "fraud", "ann", "I know better", NOW, "2") == "2"
+    assert registry.resolve_alias("fraud", "champion") == "2"
+    assert registry.resolve_alias("fraud", "previous") == "1"
+    assert store.champion_moves("fraud")[0].actor == "ann"
 
 
 def test_two_processes_never_drive_one_job(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -43,7 +45,8 @@ def driftd(config: Path | None, *arguments: str) -> Result:
 @pytest.mark.parametrize(
     "command",
     [[], ["run"], ["check"], ["status"], ["retrain"], ["approve"], ["reject"], ["rollback"], ["report"], ["forget"],
-     ["dead-letters"], ["dead-letters", "list"], ["dead-letters", "replay"], ["demo"]],
+     ["dead-letters"], ["dead-letters", "list"], ["dead-letters", "replay"], ["demo"],
+     ["audit"], ["audit", "verify"], ["audit", "export"], ["audit", "serving"]],
 )  # fmt: skip
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = driftd(None, *command, "--help")
@@ -112,6 +115,8 @@ def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
         ["forget", "froud", "p1"],
         ["report", "froud"],
         ["rollback", "froud"],
+        ["audit", "export", "--model", "froud"],
+        ["audit", "serving", "froud"],
     ],
 )
 def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) -> None:
@@ -123,7 +128,8 @@ def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) ->
 @pytest.mark.parametrize(
     "command",
     [["nothing"], ["retrain"], ["forget", "fraud"], ["dead-letters", "list", "--limit", "-1"],
-     ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__]],
+     ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__],
+     ["audit", "verify", "--anchor", "1:abc"], ["audit", "export", "--from", "noon"]],
 )  # fmt: skip
 def test_wrong_use_is_exit_2(config: Path, command: list[str]) -> None:
     assert driftd(config, *command).exit_code == 2
@@ -192,3 +198,60 @@ def test_lake_that_is_away_is_exit_1(config: Path) -> None:
     result = driftd(config, "dead-letters", "list")
     assert result.exit_code in (0, 1), "said in words, never a traceback"
     assert "Traceback" not in result.output
+
+
+def exported(config: Path, *options: str) -> list[dict[str, Any]]:
+    result = driftd(config, "audit", "export", *options)
+    assert result.exit_code == 0
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def test_what_people_do_is_in_the_audit_log(config: Path, lake: Lake) -> None:
+    assert exported(config) == []
+    driftd(config, "retrain", "fraud", "--actor", "ada", "--reason", "new data")
+    driftd(config, "forget", "fraud", "p1", "p2", "--actor", "bob", "--reason", "asked by letter")
+    driftd(config, "dead-letters", "replay", "--actor", "cem", "--reason", "unknown_model")
+    found = [(e["kind"], e["model"], e["actor"], e["subject"], e["detail"]) for e in exported(config)]
+    assert found[0][:3] == ("retrain_requested", "fraud", "ada")
+    assert found[0][4] == "asked for by ada: new data"
+    assert found[1] == ("rows_forgotten", "fraud", "bob", "2 prediction(s)", "asked by letter")
+    assert found[2] == ("dead_letters_replayed", "", "cem", "unknown_model", "")
+    assert "p1" not in json.dumps(exported(config)), "what was to be forgotten is not kept here"
+
+
+def test_entries_can_be_exported_as_a_table(config: Path) -> None:
+    driftd(config, "retrain", "fraud", "--actor", "ada", "--reason", 'with "quotes", commas\nand lines')
+    path = config.parent / "audit.csv"
+    assert driftd(config, "audit", "export", "--format", "csv", "--output", str(path)).exit_code == 0
+    with path.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    (entry,) = exported(config)
+    assert row == {**{k: str(v) for k, v in entry.items()}, "body": json.dumps(entry["body"])}
+
+
+def test_export_of_a_time(config: Path) -> None:
+    driftd(config, "retrain", "fraud")
+    at = exported(config)[0]["at"]
+    assert len(exported(config, "--from", at, "--model", "fraud")) == 1
+    assert exported(config, "--to", at) == []
+
+
+def test_audit_log_is_verified_against_a_digest_kept_elsewhere(config: Path) -> None:
+    driftd(config, "retrain", "fraud")
+    whole = driftd(config, "audit", "verify")
+    assert (whole.exit_code, whole.output.splitlines()[0]) == (0, "the audit log is whole: 1 entries")
+    anchor = whole.output.split()[-1]
+    driftd(config, "forget", "fraud", "p1")
+    assert driftd(config, "audit", "verify", "--anchor", anchor).exit_code == 0
+    found = driftd(config, "audit", "verify", "--anchor", f"1:{'0' * 64}")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "entry 1 is not the one that was noted" in found.stderr
+    found = driftd(config, "audit", "verify", "--anchor", f"9:{'0' * 64}", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["whole"]) == (1, False)
+
+
+def test_no_champion_on_record_is_exit_1(config: Path) -> None:
+    result = driftd(config, "audit", "serving", "fraud", "--at", "2026-03-01T10:00:00Z")
+    assert (result.exit_code, result.stderr) == (1, "driftd: fraud: no champion on record at 2026-03-01 10:00 UTC\n")
+    assert json.loads(driftd(config, "audit", "serving", "fraud", "--json").stdout) is None

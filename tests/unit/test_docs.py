@@ -1,11 +1,17 @@
 """The reference pages are what the code says, and links in the docs lead somewhere."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from retrain import audit
+from retrain.audit import AuditKind, Entry
+from retrain.database import create_tables, open_engine
+from tests.builders import NOW
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,3 +41,23 @@ def test_shipped_configuration_is_good() -> None:
 def test_lock_files_name_no_registry() -> None:
     for lock in ROOT.glob("requirements*.lock"):
         assert "://" not in lock.read_text(), lock.name
+
+
+def test_audit_page_names_every_kind_of_entry() -> None:
+    named = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "audit.md").read_text(), re.MULTILINE)
+    assert set(AuditKind) <= set(named)
+
+
+def test_script_of_the_audit_page_verifies_an_export(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "audit.md").read_text(), re.DOTALL)
+    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+    create_tables(engine)
+    for subject in ("champion", "größte"):
+        audit.note(engine, Entry(NOW, AuditKind.ALIAS_MOVED, "fraud", "ada", subject, "", {"share": 0.1, "to": [1.0]}))
+    whole = [e.to_json() for e in audit.entries(engine)]
+    changed = [{**whole[0], "actor": "eve"}, whole[1]]
+    for entries, problem in ((whole, ""), (changed, "entry 1 is not what it was")):
+        text = json.dumps(entries)
+        done = subprocess.run([sys.executable, "-c", script], input=text, capture_output=True, text=True, check=False)
+        assert problem in done.stderr
+        assert (done.stdout.strip() == whole[-1]["digest"]) == (not problem)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -16,6 +15,8 @@ from monitor.ledger import REQUESTED, Ledger, Round
 from monitor.phases import Phase, RuleState, Transition
 from monitor.rules import Verdict
 from monitor.triggers import Cause, Suppressed, SuppressReason
+from retrain import audit
+from retrain.audit import AuditKind
 from retrain.database import open_engine
 from retrain.request import RetrainRequest, TriggerKind
 from tests.builders import HOUR, MINUTE, NOW
@@ -27,8 +28,8 @@ ROUND = Round("fraud", -1, 4, [RECORD], [("1", MOVE)])
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+def engine(control_url: str) -> Iterator[Engine]:
+    engine = open_engine(control_url)
     yield engine
     engine.dispose()
 
@@ -105,12 +106,33 @@ def test_next_round_replaces_states_and_drops_retired_versions(ledger: Ledger) -
     assert ledger.rule_records("fraud") == {("2", "drop"): calm}
 
 
+def test_rounds_and_decisions_are_in_the_audit_log_as_often_as_in_the_ledger(ledger: Ledger, engine: Engine) -> None:
+    ledger.record(ROUND, NOW)
+    with pytest.raises(Conflict):
+        ledger.record(ROUND, NOW)
+    for decision, at in ((refusal(), NOW + MINUTE), (request("r1"), NOW + HOUR)):
+        assert ledger.decide(decision, at)
+        assert not ledger.decide(decision, at)
+    ledger.mark_dispatched(request("r1"), NOW + HOUR, "dropped: job j is in flight")
+    found = list(audit.entries(engine))
+    assert [(e.at, e.kind, e.subject, e.detail) for e in found] == [
+        (NOW, AuditKind.RULE_CHANGED, "drop", "bad"),
+        (NOW + MINUTE, AuditKind.RETRAIN_SUPPRESSED, "cooldown", "until 14:10"),
+        (NOW + HOUR, AuditKind.RETRAIN_REQUESTED, "r1", "why"),
+        (NOW + HOUR, AuditKind.REQUEST_DROPPED, "r1", "dropped: job j is in flight"),
+    ]
+    assert found[0].body == {
+        "version": "1", "before": "pending", "after": "firing", "window_end": NOW.isoformat()
+    }  # fmt: skip
+    assert found[1].body["cause"] == "rule drop fires"
+
+
 def test_request_is_recorded_once(ledger: Ledger) -> None:
     assert ledger.last_request("fraud") is None
     assert ledger.decide(request("r1"), NOW)
     assert not ledger.decide(request("r1"), NOW + MINUTE)
     assert ledger.undispatched() == [request("r1")] == [ledger.last_request("fraud")]
-    ledger.mark_dispatched("r1", "job started")
+    ledger.mark_dispatched(request("r1"), NOW, "job started")
     assert ledger.undispatched() == []
     (decision,) = ledger.decisions("fraud")
     assert (decision.outcome, decision.detail, decision.request_id) == (REQUESTED, "job started", "r1")

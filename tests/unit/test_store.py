@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,8 +22,10 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"sqlite:///{tmp_path}/control.db")
+def store(control_url: str) -> Iterator[Store]:
+    store = open_store(control_url)
+    yield store
+    store.engine.dispose()
 
 
 def walk(store: Store, job_id: str, *states: JobState, at: int = 0) -> None:

@@ -1,0 +1,126 @@
+"""`driftd audit`: what was decided and done, by whom, and whether the log of it is whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from monitor.cli.parts import JSON, known_model, open_control, time, with_config
+
+if TYPE_CHECKING:
+    from monitor.config import LoadedConfig
+    from retrain.audit import Recorded
+
+_COLUMNS = ("number", "at", "model", "kind", "actor", "subject", "detail", "body", "previous", "digest")
+_FEWEST_DIGITS = 12
+
+
+@click.group()
+def audit() -> None:
+    """What was decided and done, by whom; and whether the log of it is whole."""
+
+
+@audit.command()
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    metavar="NUMBER:DIGEST",
+    help="An entry as `verify` printed it earlier, kept elsewhere; repeatable.",
+)
+@JSON
+@with_config
+def verify(anchors: tuple[str, ...], as_json: bool, loaded: LoadedConfig) -> None:
+    """Recompute the whole chain; exit 1 if an entry was changed, removed or inserted.
+
+    Who can write to the database can also write a new chain from some entry on: give an --anchor from before.
+    """
+    from retrain.audit import verify as recompute
+
+    _, store = open_control(loaded)
+    found = recompute(store.engine, dict(map(_anchor, anchors)))
+    anchor = f"{found.number}:{found.digest[:32]}"
+    if as_json:
+        whole = {"whole": not found.problem, "problem": found.problem, "number": found.number, "digest": found.digest}
+        click.echo(json.dumps(whole))
+    elif not found.problem:
+        click.echo(f"the audit log is whole: {found.number} entries")
+        click.echo(f"keep this elsewhere: --anchor {anchor}")
+    else:
+        click.echo(f"driftd: the audit log is not whole: {found.problem}; good up to {anchor}", err=True)
+    if found.problem:
+        raise click.exceptions.Exit(1)
+
+
+def _anchor(text: str) -> tuple[int, str]:
+    number, _, digest = text.partition(":")
+    if not number.isdigit() or len(digest) < _FEWEST_DIGITS:
+        raise click.BadParameter(f"{text!r} is not NUMBER:DIGEST with {_FEWEST_DIGITS} or more digits of the digest")
+    return int(number), digest
+
+
+@audit.command()
+@click.option("--format", "form", type=click.Choice(["json", "csv"]), default="json", show_default=True)
+@click.option("--model", help="Only entries about this model, and those about all.")
+@click.option("--from", "since", metavar="TIME", help="RFC 3339; this moment included.")
+@click.option("--to", "until", metavar="TIME", help="RFC 3339; this moment not included.")
+@click.option("--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="Default: the terminal.")
+@with_config
+def export(
+    form: str, model: str | None, since: str | None, until: str | None, output: TextIO, loaded: LoadedConfig
+) -> None:
+    """Write entries, oldest first: as a JSON list, or as CSV with the body as JSON."""
+    from retrain.audit import entries
+
+    known_model(loaded, model)
+    _, store = open_control(loaded)
+    found = entries(store.engine, model=model, since=_moment(since), until=_moment(until))
+    (_write_json if form == "json" else _write_csv)(found, output)
+
+
+def _write_json(found: Iterable[Recorded], output: TextIO) -> None:
+    before = "[\n"
+    for entry in found:
+        output.write(before + json.dumps(entry.to_json(), ensure_ascii=False))
+        before = ",\n"
+    output.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _write_csv(found: Iterable[Recorded], output: TextIO) -> None:
+    rows = csv.DictWriter(output, _COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    for entry in found:
+        fields = entry.to_json()
+        rows.writerow({**fields, "body": json.dumps(fields["body"], ensure_ascii=False)})
+
+
+@audit.command()
+@click.argument("model")
+@click.option("--at", "moment", metavar="TIME", help="RFC 3339 (default: now).")
+@JSON
+@with_config
+def serving(model: str, moment: str | None, as_json: bool, loaded: LoadedConfig) -> None:
+    """Which version of MODEL was the champion, why, on what data, who agreed, and the way back to it."""
+    from monitor.lineage import serving_at, to_words
+
+    known_model(loaded, model)
+    _, store = open_control(loaded)
+    at = _moment(moment) or datetime.now(UTC)
+    found = serving_at(store, model, at)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif found is not None:
+        for line in to_words(found):
+            click.echo(line)
+    if found is None:
+        click.echo(f"driftd: {model}: no champion on record at {at:%Y-%m-%d %H:%M} UTC", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else time(text)

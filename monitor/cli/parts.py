@@ -1,0 +1,81 @@
+"""What several commands share: options, how the configuration gets in, what is opened from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from monitor.config import LoadedConfig
+    from monitor.ledger import Ledger
+    from retrain.store import Store
+
+R = TypeVar("R")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+ACTOR = click.option("--actor", default=None, help="Who asks, for the record (default: the user's name).")
+REASON = click.option("--reason", default="", help="Why, for the record.")
+
+
+def with_config(command: Callable[..., R]) -> Callable[..., R]:
+    """Load the configuration named on the command line and pass it on as `loaded`."""
+
+    @wraps(command)
+    @click.pass_context
+    def run(ctx: click.Context, /, *args: Any, **kwargs: Any) -> R:
+        from monitor.config import load
+
+        return ctx.invoke(command, *args, loaded=load(ctx.obj), **kwargs)
+
+    return run
+
+
+def open_control(loaded: LoadedConfig) -> tuple[Ledger, Store]:
+    from monitor.ledger import Ledger
+    from retrain.store import open_store
+
+    loaded.config.state.mkdir(parents=True, exist_ok=True)
+    store = open_store(loaded.config.control_url)
+    ledger = Ledger(store.engine)
+    ledger.create()
+    return ledger, store
+
+
+def open_lake(loaded: LoadedConfig) -> Any:
+    from monitor.lake import Lake
+
+    return Lake(loaded.config.lake_uri, loaded.config.storage_options())
+
+
+def known_model(loaded: LoadedConfig, model: str | None) -> None:
+    if model is not None and model not in loaded.schemas:
+        known = ", ".join(sorted(loaded.schemas))
+        raise click.UsageError(f"no model {model!r} in {loaded.path}; configured are {known}")
+
+
+def user(actor: str | None) -> str:
+    import getpass
+
+    try:
+        return actor or getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        import os
+
+        return f"uid {os.getuid()}"
+
+
+def time(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{text!r} is not an RFC 3339 time") from exc
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def spinner(text: str) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)

@@ -1,0 +1,156 @@
+"""What people ask and decide: `status`, `retrain`, `approve`, `reject`, `rollback`, `report`, `forget`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from monitor.cli.parts import (
+    ACTOR,
+    JSON,
+    REASON,
+    known_model,
+    open_control,
+    open_lake,
+    spinner,
+    time,
+    user,
+    with_config,
+)
+
+if TYPE_CHECKING:
+    from monitor.config import LoadedConfig
+
+
+@click.command()
+@click.argument("model", required=False)
+@JSON
+@with_config
+def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
+    """What each model is doing and why it was, or was not, retrained."""
+    from monitor.status import model_status
+
+    ledger, store = open_control(loaded)
+    known_model(loaded, model)
+    found = {m: model_status(m, ledger, store) for m in ([model] if model else sorted(loaded.schemas))}
+    if as_json:
+        click.echo(json.dumps({"models": found}, indent=2))
+        return
+    for name, entry in found.items():
+        champion = f"champion version {entry['champion']}" if entry["champion"] else "no recorded champion"
+        click.secho(f"{name}: {entry['state']} ({champion})", bold=True)
+        click.echo(f"  {entry['summary']}")
+        for rule in entry["rules"]:
+            click.echo(f"  {rule['phase']:9} {rule['rule']} [version {rule['version']}]: {rule['reason']}")
+        for decision in entry["decisions"][:5]:
+            click.echo(f"  {decision['at'][:16].replace('T', ' ')}  {decision['words']}")
+
+
+@click.command()
+@click.argument("model")
+@ACTOR
+@REASON
+@JSON
+@with_config
+def retrain(model: str, actor: str | None, reason: str, as_json: bool, loaded: LoadedConfig) -> None:
+    """Ask for a retrain of MODEL now; a running daemon carries it out."""
+    from monitor.operate import request_retrain
+
+    known_model(loaded, model)
+    ledger, store = open_control(loaded)
+    decision = request_retrain(loaded, ledger, store, model, user(actor), reason, datetime.now(UTC))
+    if as_json:
+        click.echo(
+            json.dumps({"request": decision.request.id if decision.request else None, "detail": decision.detail})
+        )
+    else:
+        click.echo(f"{model}: {decision.to_words()}")
+    if decision.request is None:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("job")
+@ACTOR
+@with_config
+def approve(job: str, actor: str | None, loaded: LoadedConfig) -> None:
+    """Let a challenger that waits for approval be promoted."""
+    _, store = open_control(loaded)
+    store.approve(job, user(actor), datetime.now(UTC))
+    click.echo(f"{job}: approved")
+
+
+@click.command()
+@click.argument("job")
+@ACTOR
+@REASON
+@with_config
+def reject(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """Refuse a challenger that waits for approval."""
+    from retrain import operate
+    from retrain.registry import Registry
+
+    _, store = open_control(loaded)
+    registry = Registry(loaded.config.tracking_uri)
+    operate.reject(store, registry, job, user(actor), reason or "rejected by hand", datetime.now(UTC))
+    click.echo(f"{job}: rejected")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--to", metavar="VERSION", help="An earlier champion (default: the one before the present one).")
+@ACTOR
+@REASON
+@with_config
+def rollback(model: str, to: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """Make an earlier champion of MODEL the champion again."""
+    from monitor.plan import plans
+    from retrain import operate
+    from retrain.registry import Registry
+
+    known_model(loaded, model)
+    _, store = open_control(loaded)
+    registered = plans(loaded)[model].registered_model
+    registry = Registry(loaded.config.tracking_uri)
+    now, reason = datetime.now(UTC), reason or "rolled back by hand"
+    version = operate.rollback(store, registry, model, registered, user(actor), reason, now, to)
+    click.echo(f"{model}: version {version} is the champion again")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--version", "model_version", default=None, help="Model version (default: the newest seen).")
+@click.option("--window-end", default=None, help="End of the window, RFC 3339 (default: the newest measured).")
+@with_config
+def report(model: str, model_version: str | None, window_end: str | None, loaded: LoadedConfig) -> None:
+    """Write the full Evidently HTML report of one window."""
+    from monitor.operate import write_window_report
+
+    known_model(loaded, model)
+    end = time(window_end) if window_end else None
+    with spinner("Evidently is at work"):
+        path = write_window_report(loaded, model, model_version, end)
+    click.echo(path)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prediction_ids", nargs=-1, required=True)
+@ACTOR
+@REASON
+@with_config
+def forget(model: str, prediction_ids: tuple[str, ...], actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """Delete every stored row of these predictions (a person's request)."""
+    from monitor.operate import note_forgotten
+    from retrain.config import format_duration
+
+    known_model(loaded, model)
+    _, store = open_control(loaded)
+    note_forgotten(store.engine, model, prediction_ids, user(actor), reason, datetime.now(UTC))
+    deleted = open_lake(loaded).forget(model, prediction_ids)
+    rows = ", ".join(f"{count} {table}" for table, count in deleted.items()) or "nothing stored"
+    kept = format_duration(loaded.config.lake.keep_versions_for)
+    click.echo(f"{model}: deleted {rows}; older table versions lose them within {kept}")

@@ -1,0 +1,258 @@
+"""The audit log: every decision and every human action, appended in the transaction that makes it true.
+
+Invariant: entries are numbered 1, 2, 3, .. without a gap, and each one's digest covers the entry and the digest before
+it, so whoever knows the newest digest can tell whether anything before it was changed, removed or inserted. The
+database itself refuses to change or remove an entry.
+
+The digest is sha256, in hex, of the line
+
+    previous digest + " " + JSON of {actor, at, body, detail, kind, model, number, subject}
+
+where the JSON has sorted keys, no spaces between tokens, no escapes but those that JSON demands, and `at` is ISO 8601
+in UTC with six decimals. The first entry's previous digest is 64 zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    DDL,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    event,
+    insert,
+    select,
+    update,
+)
+
+from retrain.database import UtcDateTime, metadata, reading, writing
+
+DRIFTD = "driftd"
+"""The actor of what nobody asked for."""
+BEGINNING = "0" * 64
+_PAGE = 1000
+
+_entries = Table(
+    "audit_log",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("model", String(200), nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+
+
+@event.listens_for(_head, "after_create")
+def _begin(_table: Table, connection: Connection, **_: Any) -> None:
+    connection.execute(insert(_head).values(id=1, number=0, digest=BEGINNING))
+
+
+for _dialect, _statements in {
+    "sqlite": [
+        f"CREATE TRIGGER audit_log_no_{verb} BEFORE {verb} ON audit_log "
+        "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+        for verb in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$",
+        "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
+    ],
+}.items():
+    for _statement in _statements:
+        event.listen(_entries, "after_create", DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
+
+
+class AuditKind(StrEnum):
+    RULE_CHANGED = "rule_changed"
+    RETRAIN_REQUESTED = "retrain_requested"
+    RETRAIN_SUPPRESSED = "retrain_suppressed"
+    REQUEST_DROPPED = "request_dropped"
+    JOB_MOVED = "job_moved"
+    JOB_APPROVED = "job_approved"
+    ALIAS_MOVED = "alias_moved"
+    CONFIGURED = "configured"
+    ROWS_FORGOTTEN = "rows_forgotten"
+    DEAD_LETTERS_REPLAYED = "dead_letters_replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`model` is empty where an entry is about none or all; `subject` names what it is about (a job, a rule, an alias);
+    `detail` is for people; `body` holds the facts, as JSON values."""
+
+    at: datetime
+    kind: AuditKind
+    model: str
+    actor: str
+    subject: str
+    detail: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An entry as it stands in the log; `kind` is text, so that logs of other versions can be read."""
+
+    number: int
+    at: datetime
+    model: str
+    kind: str
+    actor: str
+    subject: str
+    detail: str
+    body: Mapping[str, Any]
+    previous: str
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What the digest covers, with `previous` and `digest`."""
+        return {**_covered(self), "previous": self.previous, "digest": self.digest}
+
+    def digest_after(self, previous: str) -> str:
+        return hashlib.sha256(f"{previous} {_canonical(_covered(self))}".encode()).hexdigest()
+
+
+def append(connection: Connection, entry: Entry) -> None:
+    """Append one entry in the caller's transaction.
+
+    Takes the lock of the log's head until that transaction ends: it comes after the locks the caller takes itself.
+    """
+    number, previous = connection.execute(select(_head.c.number, _head.c.digest).with_for_update()).one()
+    recorded = Recorded(
+        number=number + 1,
+        at=entry.at,
+        model=entry.model,
+        kind=entry.kind.value,
+        actor=entry.actor,
+        subject=entry.subject,
+        detail=entry.detail,
+        body=_finite(entry.body),
+        previous=previous,
+        digest="",
+    )
+    digest = recorded.digest_after(previous)
+    values = {**asdict(recorded), "body": _canonical(recorded.body), "digest": digest}
+    connection.execute(insert(_entries).values(values))
+    connection.execute(update(_head).values(number=recorded.number, digest=digest))
+
+
+def note(engine: Engine, entry: Entry) -> None:
+    """Append one entry in a transaction of its own: before an effect that no transaction can hold."""
+    with writing(engine) as connection:
+        append(connection, entry)
+
+
+def entries(
+    engine: Engine, *, model: str | None = None, since: datetime | None = None, until: datetime | None = None
+) -> Iterator[Recorded]:
+    """Oldest first, read page by page; `since` <= at < `until`. With `model` also the entries about all models."""
+    where: list[ColumnElement[bool]] = []
+    if model is not None:
+        where.append(_entries.c.model.in_([model, ""]))
+    if since is not None:
+        where.append(_entries.c.at >= since)
+    if until is not None:
+        where.append(_entries.c.at < until)
+    after = 0
+    while True:
+        page = select(_entries).where(_entries.c.number > after, *where).order_by(_entries.c.number).limit(_PAGE)
+        with reading(engine) as connection:
+            rows = connection.execute(page).mappings().all()
+        yield from map(_recorded, rows)
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1]["number"]
+
+
+def newest(engine: Engine, kind: AuditKind) -> Recorded | None:
+    query = select(_entries).where(_entries.c.kind == kind.value).order_by(_entries.c.number.desc()).limit(1)
+    with reading(engine) as connection:
+        found = connection.execute(query).mappings().first()
+    return None if found is None else _recorded(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """`number` and `digest` of the newest entry, and what is wrong with the log, if anything is."""
+
+    number: int
+    digest: str
+    problem: str = ""
+
+
+def verify(engine: Engine, anchors: Mapping[int, str]) -> Verified:
+    """Recompute every digest. `anchors`: digests (or their beginnings) by number, kept elsewhere: without one, a log
+    that somebody has rewritten from some entry to its end looks whole."""
+    with reading(engine) as connection:
+        head_number, head_digest = connection.execute(select(_head.c.number, _head.c.digest)).one()
+    number, digest = 0, BEGINNING
+    for entry in entries(engine):
+        if entry.number > head_number:
+            break  # appended meanwhile
+        if entry.number != number + 1:
+            return Verified(number, digest, f"entries {number + 1} to {entry.number - 1} are missing")
+        if entry.previous != digest:
+            return Verified(number, digest, f"entry {entry.number} does not follow entry {number}: one was replaced")
+        number, digest = entry.number, entry.digest_after(digest)
+        if entry.digest != digest:
+            return Verified(number, digest, f"entry {number} ({entry.at:%Y-%m-%d %H:%M} UTC) was changed")
+        if number in anchors and not (anchors[number] and digest.startswith(anchors[number])):
+            return Verified(number, digest, f"entry {number} is not the one that was noted: history was rewritten")
+    if (number, digest) != (head_number, head_digest):
+        return Verified(number, digest, f"entries {number + 1} to {head_number} are missing at the end")
+    if lost := [n for n in anchors if n > number]:
+        return Verified(number, digest, f"entry {max(lost)} was noted and is not there: the end was cut off")
+    return Verified(number, digest)
+
+
+def _recorded(row: RowMapping) -> Recorded:
+    return Recorded(**{**row, "body": json.loads(row["body"])})
+
+
+def _covered(entry: Recorded) -> dict[str, Any]:
+    """JSON values only."""
+    fields = {**asdict(entry), "at": entry.at.astimezone(UTC).isoformat(timespec="microseconds")}
+    return {name: value for name, value in fields.items() if name not in ("previous", "digest")}
+
+
+def _finite(value: Any) -> Any:
+    """With words for the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(of) for name, of in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(of) for of in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
