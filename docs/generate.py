@@ -38,9 +38,8 @@ A rule reads one measure of each window. `for` is `"k of n windows"` (of the las
 duration (every decided window of that much event time breached). An UNDECIDED window (too few rows, undefined value,
 no reference yet) changes nothing. For drift measures `above`/`below` may be absent: each feature's own method and
 threshold decide then. Performance rules act on final windows only and judge the model's first metric unless they name
-one. Without a `rules` key the defaults of the task apply: a drop of the first metric below the reference by more than
-0.05 (classification) or 20 % (regression) in 2 of 3 windows retrains; more than half of the features drifting in 3 of
-4 windows alerts.
+one. Without a `rules` key two rules apply: a drop of the first metric below the reference that chance does not explain
+retrains (`above = "auto"`, `for = "auto"`), and drift of any feature in 3 of 4 windows alerts (`above = "auto"`).
 """
 
 

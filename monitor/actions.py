@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +15,8 @@ from monitor.lineage import serving_at
 from monitor.operate import request_retrain
 from monitor.status import model_status
 from monitor.web.views import Views
+from retrain import holds
+from retrain.holds import ALL, Pause, why_held
 
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
@@ -54,7 +56,18 @@ class Actions:
 
     def status(self) -> dict[str, Any]:
         daemon = self._daemon
-        return {"models": {m: model_status(m, daemon.ledger, daemon.store) for m in daemon.evaluators}}
+        now = datetime.now(UTC)
+        return {
+            "models": {
+                m: model_status(
+                    m,
+                    daemon.ledger,
+                    daemon.store,
+                    held=why_held(daemon.store.engine, m, e.plan.retrain.maintenance, now),
+                )
+                for m, e in daemon.evaluators.items()
+            }
+        }
 
     def read_ahead(self) -> None:
         """Read what the first look at the page would otherwise wait for."""
@@ -74,11 +87,28 @@ class Actions:
 
     def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]:
         daemon = self._daemon
-        if model not in daemon.evaluators:
-            raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(daemon.evaluators))}")
+        self._known(model)
         now = datetime.now(UTC)
         decision = request_retrain(daemon.loaded, daemon.ledger, daemon.store, model, actor, reason, now)
         return {"job": decision.request.id if decision.request else None, "decision": decision.to_words()}
+
+    def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]:
+        if model != ALL:
+            self._known(model)
+        now = datetime.now(UTC)
+        until = now + length if length else None
+        wanted = Pause(model, now, until, actor, reason)
+        holds.pause(self._daemon.store.engine, wanted)
+        return {"decision": wanted.to_words()}
+
+    def resume(self, model: str, actor: str, reason: str) -> dict[str, Any]:
+        if not holds.resume(self._daemon.store.engine, model, actor, reason, datetime.now(UTC)):
+            raise ValueError(f"{model or 'all models'}: there is no such pause")
+        return {"decision": f"{model or 'all models'}: resumed"}
+
+    def _known(self, model: str) -> None:
+        if model not in (known := self._daemon.evaluators):
+            raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(known))}")
 
     def approve(self, job: str, actor: str) -> None:
         self._daemon.store.approve(job, actor, datetime.now(UTC))

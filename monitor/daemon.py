@@ -208,7 +208,8 @@ class Daemon:
             if self.leads and self.stuck < STUCK_AFTER:
                 self._lead()
             self.supervisor.supervise(datetime.now(UTC))
-            self.observer.observe(self.evaluators)
+            maintenance = {m: e.plan.retrain.maintenance for m, e in self.evaluators.items()}
+            self.observer.observe(maintenance, datetime.now(UTC))
             self.metrics.ready.good("control")
         except TransientError as exc:
             self.metrics.ready.bad("control", str(exc))

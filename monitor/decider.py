@@ -33,6 +33,7 @@ from monitor.triggers import (
     follow_up_paced,
     request_id,
 )
+from retrain.holds import maintenance_words
 from retrain.request import RetrainRequest, TriggerKind
 
 log = structlog.get_logger()
@@ -186,7 +187,8 @@ class Decider:
         if last is not None and last.id == request_id(cause):
             return last
         requests = requests_of(self._ledger, self._plan, last)
-        history = replace(self._job_history(self._plan.model, now), requests=requests)
+        maintenance = maintenance_words(self._plan.retrain.maintenance, now)
+        history = replace(self._job_history(self._plan.model, now), requests=requests, maintenance=maintenance)
         cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), requests)
         decision = decide(cause, self._plan.triggers, history, now)
         if self._ledger.decide(decision, now):

@@ -277,6 +277,10 @@ class Metrics:
             registry=r,
         )  # fmt: skip
         self.window_size = Gauge("driftd_window_size_seconds", "Length of the windows", ("model",), registry=r)
+        self.retraining_held = Gauge(
+            "driftd_retraining_held", "1 while the model is paused or in maintenance: no retrain, no promotion",
+            ("model",), registry=r,
+        )  # fmt: skip
         self.activity_at = Gauge(
             "driftd_last_activity_timestamp_seconds", "When this last happened to the model", ("model", "kind"),
             registry=r,

@@ -5,13 +5,16 @@ Invariant: reads only; what it exports can be derived again at any time, so a re
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import structlog
 
 from monitor.activity import newest
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
+from retrain.config import MaintenanceConfig
+from retrain.holds import why_held
 from retrain.states import JobState
 from retrain.store import Job, Store
 
@@ -30,10 +33,12 @@ class Observer:
         self._metrics = metrics
         self._seen: dict[str, JobState] = {}
 
-    def observe(self, models: Collection[str]) -> None:
-        """Raises TransientError when the control database is away."""
+    def observe(self, models: Mapping[str, Sequence[MaintenanceConfig]], now: datetime) -> None:
+        """`models`: with their maintenance windows. Raises TransientError when the control database is away."""
         counts = self._store.count_states()
-        for model in models:
+        for model, maintenance in models.items():
+            held = why_held(self._store.engine, model, maintenance, now)
+            self._metrics.retraining_held.labels(model).set(float(bool(held)))
             for state in JobState:
                 self._metrics.jobs.labels(model, state.value).set(counts.get((model, state), 0))
             for kind, at in newest(self._ledger, self._store, model).items():

@@ -15,8 +15,8 @@ from retrain.states import IN_FLIGHT
 from retrain.store import AliasMove, Job, Store
 
 
-def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 10) -> dict[str, Any]:
-    """Rules, decisions and jobs of one model; JSON values only."""
+def model_status(model: str, ledger: Ledger, store: Store, *, held: str = "", decisions: int = 10) -> dict[str, Any]:
+    """Rules, decisions and jobs of one model; JSON values only. `held`: see `retrain.holds.why_held`."""
     records = ledger.rule_records(model)
     jobs = store.list_jobs(model, limit=decisions)
     decided = ledger.decisions(model, decisions)
@@ -26,6 +26,7 @@ def model_status(model: str, ledger: Ledger, store: Store, *, decisions: int = 1
         "model": model,
         "champion": moves[0].version if moves else None,
         "state": "firing" if firing else "ok" if records else "no windows yet",
+        "held": held or None,
         "summary": summary(decided, jobs),
         "rules": [
             {

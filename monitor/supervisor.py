@@ -18,6 +18,7 @@ import structlog
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from monitor.triggers import LOOK_BACK, JobHistory, PastJob
+from retrain.holds import paused, why_held
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
@@ -77,9 +78,16 @@ class Supervisor:
         self._reap(now)
         busy = set(self._processes)
         watched = self._store.list_jobs(states={JobState.PROMOTED}, limit=100)
-        for job in (*self._store.drivable(now), *(j for j in watched if self._watch_due(j))):
+        waiting = [job for job in self._store.drivable(now) if not self._held(job, now)]
+        for job in (*waiting, *(j for j in watched if self._watch_due(j))):
             if job.id not in busy and now.timestamp() >= self._not_before.get(job.id, 0.0):
                 self._start(job, now)
+
+    def _held(self, job: Job, now: datetime) -> bool:
+        """Nothing is left to do but to promote, and the model must be left as it is."""
+        if job.result.get("decision") != "promote":
+            return False
+        return bool(why_held(self._store.engine, job.model, job.spec.config.maintenance, now))
 
     def close(self) -> None:
         """Leave running jobs to themselves; the next daemon finds them by their lease."""
@@ -122,7 +130,7 @@ def job_history(store: Store, model: str, now: datetime) -> JobHistory:
     """What triggers must know of a model's jobs."""
     in_flight = store.in_flight(model)
     ended = [job for job in store.list_jobs(model, limit=LOOK_BACK) if job.ended_at is not None]
-    moves = store.champion_moves(model)
+    moves, pause = store.champion_moves(model), paused(store.engine, model, now)
     return JobHistory(
         in_flight=in_flight.id if in_flight else None,
         last_ended_at=max((job.ended_at for job in ended if job.ended_at), default=None),
@@ -137,4 +145,5 @@ def job_history(store: Store, model: str, now: datetime) -> JobHistory:
             )
             for job in ended
         ],
+        paused=pause.to_words() if pause else "",
     )

@@ -20,6 +20,8 @@ from retrain.request import RetrainRequest, TriggerKind
 
 class SuppressReason(StrEnum):
     DISABLED = "disabled"
+    PAUSED = "paused"
+    MAINTENANCE = "maintenance"
     JOB_IN_FLIGHT = "job_in_flight"
     SUPERSEDED = "superseded"
     COOLDOWN = "cooldown"
@@ -65,7 +67,7 @@ class Requests:
 @dataclass(frozen=True, slots=True)
 class JobHistory:
     """What is known of one model's jobs. Times are aware UTC wall time. `past`: the newest jobs that have ended, newest
-    first."""
+    first. `paused` and `maintenance` say why the model must be left as it is, and until when; empty: it need not."""
 
     in_flight: str | None = None
     last_ended_at: datetime | None = None
@@ -73,6 +75,8 @@ class JobHistory:
     champion: str | None = None
     past: Sequence[PastJob] = ()
     requests: Requests = Requests()
+    paused: str = ""
+    maintenance: str = ""
 
     def unsuccessful(self, since: datetime | None) -> int:
         """The newest jobs in a row that left the champion as it was; only of those requested since then."""
@@ -110,7 +114,7 @@ class Suppressed:
 def decide(cause: Cause, policy: TriggerPolicy, history: JobHistory, now: datetime) -> RetrainRequest | Suppressed:
     """A request for `cause`, or the first reason against it.
 
-    A person's request (MANUAL) passes everything but a job in flight.
+    A person's request (MANUAL) passes everything but a job in flight and a pause, which is another person's word.
     """
     if found := _against(cause, policy, history, now):
         return Suppressed(cause, *found)
@@ -174,8 +178,12 @@ def _against(
 ) -> tuple[SuppressReason, str] | None:
     if history.in_flight:
         return SuppressReason.JOB_IN_FLIGHT, f"job {history.in_flight} is under way"
+    if history.paused:
+        return SuppressReason.PAUSED, history.paused
     if cause.trigger is TriggerKind.MANUAL:
         return None
+    if history.maintenance:
+        return SuppressReason.MAINTENANCE, history.maintenance
     if not policy.enabled:
         return SuppressReason.DISABLED, "retrain.enabled is false"
     if cause.version and history.champion and cause.version != history.champion:

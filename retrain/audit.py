@@ -101,6 +101,8 @@ class AuditKind(StrEnum):
     JOB_APPROVED = "job_approved"
     ALIAS_MOVED = "alias_moved"
     CONFIGURED = "configured"
+    PAUSED = "paused"
+    RESUMED = "resumed"
     ROWS_FORGOTTEN = "rows_forgotten"
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"
 

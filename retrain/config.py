@@ -9,7 +9,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 36_500 * 86_400
@@ -57,6 +57,24 @@ class Section(BaseModel):
     """A part of the configuration: no unknown keys, no coercion, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class MaintenanceConfig(Section):
+    """A time in which a model is left as it is: driftd asks for no job by itself, and none promotes."""
+
+    cron: str = Field(description='when it begins, as a cron expression: "0 22 * * fri"')
+    duration: Duration = Field(gt=timedelta(0), le=timedelta(days=31), description="how long it lasts")
+    timezone: str = Field("UTC", description='of `cron`: "Europe/Berlin"')
+
+    @model_validator(mode="after")
+    def _readable(self) -> MaintenanceConfig:
+        from apscheduler.triggers.cron import CronTrigger  # takes a while to import: only where it is needed
+
+        try:
+            CronTrigger.from_crontab(self.cron, timezone=self.timezone)
+        except (ValueError, LookupError) as exc:
+            raise ValueError(f'cron = "0 22 * * fri" and a timezone such as "Europe/Berlin" are needed: {exc}') from exc
+        return self
 
 
 class GatesConfig(Section):
@@ -110,6 +128,9 @@ class RetrainConfig(Section):
     seed: int = Field(0, description="seed of the trainer and of the bootstrap")
     approval: Literal["auto", "manual"] = Field(
         "auto", description="manual: a challenger that passed waits for `driftd approve`"
+    )
+    maintenance: tuple[MaintenanceConfig, ...] = Field(
+        (), strict=False, description="times in which the model is left as it is"
     )
     approval_timeout: Duration = Field(parse_duration("7d"), description="then a waiting challenger is rejected")
     cooldown: Duration = Field(parse_duration("1h"), description="pause after a job ends before the next starts")

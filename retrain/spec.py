@@ -28,6 +28,7 @@ _OPERATIONAL = {
     "approval",
     "approval_timeout",
     "cooldown",
+    "maintenance",
     "max_per_day",
     "pace",
     "follow_up",

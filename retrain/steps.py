@@ -20,6 +20,7 @@ import structlog
 from retrain import contest, publish
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
+from retrain.holds import why_held
 from retrain.model_files import UnusableModel, load_model, trusted_for
 from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.registry import Conflict, Promoted, Registry
@@ -215,7 +216,7 @@ class Steps:
                 return None
         return spec.job_dir / "model"
 
-    def _conclude(self) -> Next:
+    def _conclude(self) -> Next | None:
         if self._result["decision"] == "reject":
             return self._reject("; ".join(self._result["reasons"]))
         if self._spec.config.approval == "manual":
@@ -229,8 +230,12 @@ class Steps:
             return self._reject(f"nobody approved it within {self._spec.config.approval_timeout}")
         return None
 
-    def _promote(self, actor: str) -> Next:
+    def _promote(self, actor: str) -> Next | None:
         name, version, compared = self._spec.registered_model, self._result["version"], self._result["compared_with"]
+        text = why_held(self._store.engine, self._job.model, self._spec.config.maintenance, self._clock())
+        if text and self._retry(MLFLOW, lambda: self._registry.resolve_alias(name, CHAMPION)) != version:
+            self._store.update(self._job.id, self._owner, waiting=f"promotion waits: {text}")
+            return None
         moved = self._retry(MLFLOW, lambda: self._registry.promote(name, version, compared))
         self._checkpoint("alias_moved")
         match moved:

@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 @with_config
 def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """What each model is doing and why it was, or was not, retrained."""
+    from monitor.plan import plans
     from monitor.status import model_status
+    from retrain.holds import why_held
 
     ledger, store = open_control(loaded)
     known_model(loaded, model)
-    found = {m: model_status(m, ledger, store) for m in ([model] if model else sorted(loaded.schemas))}
+    now, planned = datetime.now(UTC), plans(loaded)
+    found = {
+        m: model_status(m, ledger, store, held=why_held(store.engine, m, planned[m].retrain.maintenance, now))
+        for m in ([model] if model else sorted(loaded.schemas))
+    }
     if as_json:
         click.echo(json.dumps({"models": found}, indent=2))
         return
@@ -43,6 +49,8 @@ def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
         champion = f"champion version {entry['champion']}" if entry["champion"] else "no recorded champion"
         click.secho(f"{name}: {entry['state']} ({champion})", bold=True)
         click.echo(f"  {entry['summary']}")
+        if entry["held"]:
+            click.secho(f"  held: {entry['held']}", fg="yellow")
         for rule in entry["rules"]:
             click.echo(f"  {rule['phase']:9} {rule['rule']} [version {rule['version']}]: {rule['reason']}")
         for decision in entry["decisions"][:5]:
@@ -69,6 +77,49 @@ def retrain(model: str, actor: str | None, reason: str, as_json: bool, loaded: L
     else:
         click.echo(f"{model}: {decision.to_words()}")
     if decision.request is None:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--for", "length", metavar="DURATION", help='"2h", "3d" (default: until `driftd resume`).')
+@ACTOR
+@REASON
+@with_config
+def pause(model: str | None, length: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """Leave MODEL, or all models, as they are: no retrain, no promotion. Rolling back stays possible."""
+    from retrain import holds
+    from retrain.config import parse_duration
+
+    known_model(loaded, model)
+    now = datetime.now(UTC)
+    try:
+        until = now + parse_duration(length) if length else None
+    except ValueError as exc:
+        raise click.BadParameter(f"--for {length}: {exc}") from exc
+    wanted = holds.Pause(model or holds.ALL, now, until, user(actor), reason)
+    _, store = open_control(loaded)
+    holds.pause(store.engine, wanted)
+    click.echo(f"{model}: {wanted.to_words()}" if model else wanted.to_words())
+
+
+@click.command()
+@click.argument("model", required=False)
+@ACTOR
+@REASON
+@with_config
+def resume(model: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """End a pause: that of MODEL, or that of all models."""
+    from retrain import holds
+
+    known_model(loaded, model)
+    now = datetime.now(UTC)
+    _, store = open_control(loaded)
+    ended = holds.resume(store.engine, model or holds.ALL, user(actor), reason, now)
+    still = holds.paused(store.engine, model or holds.ALL, now)
+    said = "resumed" if ended else "there was no such pause"
+    click.echo(f"{model or 'all models'}: {said}" + (f"; {still.to_words()}" if still else ""))
+    if not ended:
         raise click.exceptions.Exit(1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from monitor.errors import TransientError
 from monitor.metrics import Metrics
 from monitor.web.page import CONTENT_SECURITY_POLICY, render
 from monitor.web.views import days_of
+from retrain.config import parse_duration
 
 
 class WebActions(Protocol):
@@ -38,6 +39,8 @@ class WebActions(Protocol):
     def timeline(self, model: str, days: int) -> dict[str, Any]: ...
     def features(self, model: str, version: str, end: datetime) -> dict[str, Any]: ...
     def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
+    def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]: ...
+    def resume(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
     def approve(self, job: str, actor: str) -> None: ...
     def reject(self, job: str, actor: str, reason: str) -> None: ...
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]: ...
@@ -107,6 +110,19 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             raise HTTPException(400, "at= is a moment in seconds since 1970")
         return JSONResponse(await run_in_threadpool(actions.serving, name, at))
 
+    async def pause(request: Request) -> Response:
+        name, body = request.path_params.get("model", ""), await _body(request)
+        try:
+            length = parse_duration(body["for"]) if body.get("for") else None
+        except ValueError as exc:
+            raise HTTPException(400, f"for: {exc}") from exc
+        reason = str(body.get("reason", ""))
+        return JSONResponse(await run_in_threadpool(actions.pause, name, _actor(body), reason, length))
+
+    async def resume(request: Request) -> Response:
+        name, body = request.path_params.get("model", ""), await _body(request)
+        return JSONResponse(await run_in_threadpool(actions.resume, name, _actor(body), str(body.get("reason", ""))))
+
     async def approve(request: Request) -> Response:
         body = await _body(request)
         await run_in_threadpool(actions.approve, request.path_params["job"], _actor(body))
@@ -145,6 +161,10 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             Route("/api/v1/models/{model}", model),
             Route("/api/v1/models/{model}/retrain", retrain, methods=["POST"]),
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),
+            Route("/api/v1/models/{model}/pause", pause, methods=["POST"]),
+            Route("/api/v1/models/{model}/resume", resume, methods=["POST"]),
+            Route("/api/v1/pause", pause, methods=["POST"]),
+            Route("/api/v1/resume", resume, methods=["POST"]),
             Route("/api/v1/jobs/{job}/approve", approve, methods=["POST"]),
             Route("/api/v1/jobs/{job}/reject", reject, methods=["POST"]),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),

@@ -41,6 +41,7 @@ from monitor.web.series import (
     windows_of,
 )
 from monitor.windows import superseded
+from retrain.holds import why_held
 from retrain.store import Job, Store
 
 SPARK = 60
@@ -120,6 +121,7 @@ class Views:
             "drift_share": newest_value(windows, "drift_share"),
             "coverage": newest_value(windows, "coverage"),
             "spark": measured["value"].tail(SPARK).to_list(),
+            "held": self._held(plan, now),
             "summary": summary(self._ledger.decisions(plan.model, 1), jobs),
         }
 
@@ -148,6 +150,7 @@ class Views:
             "window_seconds": plan.windows.size.total_seconds(),
             "champion": moves[0].version if moves else None,
             "champions": champions(moves),
+            "held": self._held(plan, now),
             "summary": summary(self._ledger.decisions(model, 1), jobs),
             "state": state(current, windows.height),
             "windows": columns(frame, windows, plan),
@@ -198,6 +201,10 @@ class Views:
         wanted = ["prediction_id", "source_offset", "ts", "prediction", *plan.schema.feature_columns]
         known = within.collect_schema().names()
         return first_predictions(collect(within.select(c for c in wanted if c in known))), total
+
+    def _held(self, plan: ModelPlan, now: datetime) -> str | None:
+        """Why the model must be left as it is now."""
+        return why_held(self._store.engine, plan.model, plan.retrain.maintenance, now) or None
 
     def _plan(self, model: str) -> ModelPlan:
         plans = self._plans()

@@ -474,6 +474,26 @@ def test_a_killed_measuring_process_costs_one_attempt(daemons: Daemons) -> None:
 # -- the HTTP port
 
 
+def check_pauses(daemon: Daemon, token: str) -> None:
+    """By HTTP: one model and all, refused by words that name the mistake, seen in status and metrics."""
+    mine, every = f"/api/v1/models/{MODEL}/pause", "/api/v1/pause"
+    assert daemon.request(mine, {})[0] == 401
+    status, text = daemon.request(mine, {"for": "soon"}, token=token)
+    assert (status, "must be a duration" in text) == (400, True)
+    assert daemon.request("/api/v1/models/stranger/pause", {}, token=token)[0] == 404
+    assert daemon.request(mine, {"for": "2h", "actor": "ann", "reason": "a fair"}, token=token)[0] == 200
+    assert daemon.status()["held"].startswith("paused by ann until ")
+    assert daemon.request(every, {"actor": "bob"}, token=token)[0] == 200
+    assert daemon.status()["held"].startswith("all models are paused by bob")
+    until("the metric", lambda: daemon.metric("driftd_retraining_held", model=MODEL) == 1)
+    status, text = daemon.request(f"/api/v1/models/{MODEL}/retrain", {"actor": "ann"}, token=token)
+    assert (status, "not retrained: all models are paused by bob" in text) == (202, True)
+    assert daemon.request("/api/v1/resume", {}, token=token)[0] == 200
+    assert daemon.request("/api/v1/resume", {}, token=token)[0] == 409
+    assert daemon.request(f"/api/v1/models/{MODEL}/resume", {}, token=token)[0] == 200
+    assert daemon.status()["held"] is None
+
+
 def test_calls_that_change_state_need_the_token(daemons: Daemons) -> None:
     path = f"/api/v1/models/{MODEL}/retrain"
     closed = daemons.make({"kind": "files"}).start()
@@ -491,6 +511,8 @@ def test_calls_that_change_state_need_the_token(daemons: Daemons) -> None:
     assert status == 202, text
     assert "ann" in opened.status()["decisions"][0]["words"]
     assert opened.request("/api/v1/status")[0] == 200
+    assert opened.request(f"/api/v1/models/{MODEL}/serving")[0] == 404
+    check_pauses(opened, "open-sesame")
     began = time.monotonic()
     assert opened.stop()[0] == 0
     assert time.monotonic() - began < 10

@@ -21,6 +21,7 @@ from retrain import audit
 from retrain.audit import AuditKind
 from retrain.errors import LeaseLost, Refused
 from retrain.frame import features_frame
+from retrain.holds import Pause, pause, resume
 from retrain.job import Driver, Limits, utc_now
 from retrain.operate import approve, register_initial, rollback
 from retrain.registry import Registry, import_mlflow, load_champion
@@ -170,6 +171,38 @@ def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_p
     assert drive(tmp_path, "job-2") is JobState.REJECTED
     assert store.history("job-2")[-1].detail.startswith("already trained as job job-1")
     assert job_history(store, "fraud", NOW).unsuccessful(None) == 2
+
+
+def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    store = submit(tmp_path, wanted)
+    registry = Registry(wanted.tracking_uri)
+    pause(store.engine, Pause("fraud", utc_now(), None, "ann", "a fair"))
+    for _ in range(2):  # the second process finds the same
+        assert drive(tmp_path) is JobState.EVALUATING
+        assert store.get("job-1").waiting == "promotion waits: paused by ann until `driftd resume`: a fair"
+        assert registry.resolve_alias("fraud", "champion") is None
+    assert resume(store.engine, "fraud", "ann", "", utc_now())
+    assert drive(tmp_path) is JobState.WATCHED
+    assert registry.resolve_alias("fraud", "champion") == "1"
+    assert store.get("job-1").waiting is None
+
+
+def test_a_pause_leaves_no_promotion_half_done(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    store = submit(tmp_path, wanted)
+    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "alias_moved"))
+    child.start()
+    child.join(120)
+    left = store.get("job-1")
+    assert (left.state, store.champion_moves("fraud")) == (JobState.EVALUATING, [])
+    assert left.lease_owner is not None
+    store.release("job-1", left.lease_owner)
+    pause(store.engine, Pause("fraud", utc_now(), None, "ann", ""))
+    assert drive(tmp_path) is JobState.WATCHED  # the alias had moved before: what is left is to put it on record
+    assert [m.version for m in store.champion_moves("fraud")] == ["1"]
 
 
 def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def driftd(config: Path | None, *arguments: str) -> Result:
     "command",
     [[], ["run"], ["check"], ["status"], ["retrain"], ["approve"], ["reject"], ["rollback"], ["report"], ["forget"],
      ["dead-letters"], ["dead-letters", "list"], ["dead-letters", "replay"], ["demo"],
-     ["audit"], ["audit", "verify"], ["audit", "export"], ["audit", "serving"]],
+     ["pause"], ["resume"], ["audit"], ["audit", "verify"], ["audit", "export"], ["audit", "serving"]],
 )  # fmt: skip
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = driftd(None, *command, "--help")
@@ -117,6 +117,8 @@ def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
         ["rollback", "froud"],
         ["audit", "export", "--model", "froud"],
         ["audit", "serving", "froud"],
+        ["pause", "froud"],
+        ["resume", "froud"],
     ],
 )
 def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) -> None:
@@ -129,7 +131,8 @@ def test_unknown_model_names_the_known_ones(config: Path, command: list[str]) ->
     "command",
     [["nothing"], ["retrain"], ["forget", "fraud"], ["dead-letters", "list", "--limit", "-1"],
      ["report", "fraud", "--window-end", "noon"], ["demo", "--stream", __file__],
-     ["audit", "verify", "--anchor", "1:abc"], ["audit", "export", "--from", "noon"]],
+     ["audit", "verify", "--anchor", "1:abc"], ["audit", "export", "--from", "noon"],
+     ["pause", "fraud", "--for", "soon"]],
 )  # fmt: skip
 def test_wrong_use_is_exit_2(config: Path, command: list[str]) -> None:
     assert driftd(config, *command).exit_code == 2
@@ -255,3 +258,20 @@ def test_no_champion_on_record_is_exit_1(config: Path) -> None:
     result = driftd(config, "audit", "serving", "fraud", "--at", "2026-03-01T10:00:00Z")
     assert (result.exit_code, result.stderr) == (1, "driftd: fraud: no champion on record at 2026-03-01 10:00 UTC\n")
     assert json.loads(driftd(config, "audit", "serving", "fraud", "--json").stdout) is None
+
+
+def test_pause_refuses_retrains_until_it_is_ended(config: Path) -> None:
+    paused = driftd(config, "pause", "fraud", "--for", "2h", "--actor", "ada", "--reason", "a fair")
+    assert (paused.exit_code, paused.output.startswith("fraud: paused by ada until 2")) == (0, True)
+    assert "  held: paused by ada until 2" in driftd(config, "status").output
+    refused = driftd(config, "retrain", "fraud", "--actor", "bob")
+    assert (refused.exit_code, "not retrained: paused by ada until" in refused.output) == (1, True)
+    assert driftd(config, "pause", "--actor", "ada").output == "all models are paused by ada until `driftd resume`\n"
+    resumed = driftd(config, "resume", "fraud")
+    assert resumed.output == "fraud: resumed; all models are paused by ada until `driftd resume`\n"
+    assert driftd(config, "resume").output == "all models: resumed\n"
+    again = driftd(config, "resume")
+    assert (again.exit_code, again.output) == (1, "all models: there was no such pause\n")
+    assert driftd(config, "retrain", "fraud", "--actor", "bob").exit_code == 0
+    kinds = [e["kind"] for e in exported(config)]
+    assert kinds == ["paused", "retrain_suppressed", "paused", "resumed", "resumed", "retrain_requested"]

@@ -14,6 +14,7 @@ from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from monitor.supervisor import DRIVEN_ELSEWHERE, Supervisor
 from retrain.config import RetrainConfig
+from retrain.holds import Pause, pause, resume
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
@@ -77,3 +78,27 @@ def test_a_job_that_another_replica_drives_is_no_failure(replica: Replica) -> No
     replica.ended(DRIVEN_ELSEWHERE)
     replica.supervisor.supervise(NOW)
     assert not replica.exits("failed")
+
+
+def test_a_job_that_could_only_promote_is_left_alone_while_its_model_is_paused(tmp_path: Path) -> None:
+    replica = Replica(open_store(f"sqlite:///{tmp_path / 'control.db'}"), tmp_path)
+    replica.store.submit(SPEC, NOW)
+    pause(replica.store.engine, Pause("fraud", NOW, NOW + 10 * LEASE, "ada", ""))
+
+    def started() -> bool:
+        replica.supervisor.supervise(NOW)
+        process = replica.supervisor._processes.pop("r1", None)
+        if process is not None:
+            process.kill()
+            process.wait()
+        replica.supervisor._not_before.clear()
+        return process is not None
+
+    assert started()  # there is still something to train
+    for state in (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING):
+        replica.store.advance("r1", replica.store.get("r1").state, state, "", NOW)
+    replica.store.update("r1", None, result={"decision": "promote"})
+    assert not started()
+    assert resume(replica.store.engine, "fraud", "ada", "", NOW)
+    assert started()
+    replica.store.engine.dispose()

@@ -43,6 +43,8 @@ R = SuppressReason
     [
         (POLICY, JobHistory(in_flight="j1"), R.JOB_IN_FLIGHT, "job j1 is under way"),
         (replace(POLICY, enabled=False), FREE, R.DISABLED, "retrain.enabled is false"),
+        (POLICY, JobHistory(paused="paused by ada"), R.PAUSED, "paused by ada"),
+        (POLICY, JobHistory(maintenance="maintenance until noon"), R.MAINTENANCE, "maintenance until noon"),
         (POLICY, JobHistory(champion="2"), R.SUPERSEDED, "version 2 has replaced version 1"),
         (
             POLICY,
@@ -136,11 +138,13 @@ def test_after_too_many_failures_jobs_are_tried_again_but_seldom(trigger: Trigge
         assert isinstance(decide(cause, POLICY, tried, NOW), RetrainRequest)
 
 
-def test_person_passes_everything_but_a_job_in_flight() -> None:
+def test_person_passes_everything_but_a_job_in_flight_and_a_pause() -> None:
     manual = replace(RULE, trigger=TriggerKind.MANUAL)
     against = JobHistory(None, NOW, 99, "2", (REJECTED,) * 9, Requests(NOW, (0.5,) * 9, 0.5))
     assert isinstance(decide(manual, replace(POLICY, enabled=False), against, NOW), RetrainRequest)
+    assert isinstance(decide(manual, POLICY, replace(against, maintenance="until noon"), NOW), RetrainRequest)
     assert isinstance(decide(manual, POLICY, replace(against, in_flight="j"), NOW), Suppressed)
+    assert isinstance(decide(manual, POLICY, replace(against, paused="by ada"), NOW), Suppressed)
 
 
 @pytest.mark.parametrize("trigger", [TriggerKind.SCHEDULE, TriggerKind.LABELS, TriggerKind.WEBHOOK])

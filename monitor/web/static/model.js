@@ -79,6 +79,9 @@ class ModelPage {
       h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Cooldown and budget still apply.`) }, "Retrain…"),
       h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make the previous version of ${data.model} the champion again.`) }, "Roll back…"),
     ];
+    buttons.push(data.held
+      ? h("button", { onclick: act("Resume", `${this.api}/resume`, `End the pause of ${data.model}.`) }, "Resume…")
+      : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`) }, "Pause…"));
     if (waiting) {
       const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
       buttons.unshift(
@@ -90,6 +93,7 @@ class ModelPage {
       h("p", { class: "soft" }, h("a", { href: "/" }, "All models"), ` / ${data.model}`),
       h("h1", {}, data.model, pill(data.state), h("span", { class: "soft" }, data.champion ? `champion: version ${data.champion}` : "no champion recorded yet")),
       h("p", { class: "words" }, data.summary),
+      data.held ? h("p", { class: "notice" }, `Held: ${data.held}`) : "",
       h("div", { class: "toolbar" }, buttons),
     ]);
   }

@@ -1,0 +1,121 @@
+"""When a model must be left as it is: pauses that people order, and the maintenance windows of its configuration.
+
+Invariant: while a model is held, driftd asks for no job of its own accord and no job promotes; training and evaluation
+under way go on, and rolling back is always allowed. A pause is a row that stands until its time or `resume`, and an
+entry of the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, ColumnElement, Engine, String, Table, Text, delete, insert, or_, select
+
+from retrain import audit
+from retrain.audit import AuditKind, Entry
+from retrain.config import MaintenanceConfig
+from retrain.database import UtcDateTime, metadata, reading, writing
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.cron import CronTrigger
+
+ALL = ""
+"""In place of a model: every one."""
+
+_pauses = Table(
+    "pauses",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
+    Column("until", UtcDateTime),  # NULL: until somebody resumes
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """`model` may be `ALL`; `until` None: until somebody resumes."""
+
+    model: str
+    since: datetime
+    until: datetime | None
+    actor: str
+    reason: str
+
+    def to_words(self) -> str:
+        what = "all models are paused" if self.model == ALL else "paused"
+        until = f"until {self.until:%Y-%m-%d %H:%M} UTC" if self.until else "until `driftd resume`"
+        return f"{what} by {self.actor} {until}" + (f": {self.reason}" if self.reason else "")
+
+
+def pause(engine: Engine, wanted: Pause) -> None:
+    """Record a pause; one that the model has already is replaced."""
+    row = {name: getattr(wanted, name) for name in Pause.__dataclass_fields__}
+    until = wanted.until.astimezone(UTC).isoformat() if wanted.until else None
+    with writing(engine) as connection:
+        connection.execute(delete(_pauses).where(_pauses.c.model == wanted.model))
+        connection.execute(insert(_pauses).values(row))
+        entry = Entry(
+            wanted.since, AuditKind.PAUSED, wanted.model, wanted.actor, "retraining", wanted.reason, {"until": until}
+        )
+        audit.append(connection, entry)
+
+
+def resume(engine: Engine, model: str, actor: str, reason: str, now: datetime) -> bool:
+    """End the pause of `model`, or the one of `ALL`; False when there is none."""
+    with writing(engine) as connection:
+        if connection.execute(delete(_pauses).where(_pauses.c.model == model, _standing(now))).rowcount == 0:
+            return False
+        audit.append(connection, Entry(now, AuditKind.RESUMED, model, actor, "retraining", reason))
+        return True
+
+
+def paused(engine: Engine, model: str, now: datetime) -> Pause | None:
+    """The pause that holds `model` now: its own, or that of all models."""
+    query = select(_pauses).where(_pauses.c.model.in_([model, ALL]), _standing(now)).order_by(_pauses.c.model)
+    with reading(engine) as connection:
+        found = connection.execute(query).mappings().first()
+    return None if found is None else Pause(**found)
+
+
+def maintenance_until(windows: Sequence[MaintenanceConfig], now: datetime) -> datetime | None:
+    """When the maintenance that is under way is over; None when there is none. One that begins before another has ended
+    prolongs it."""
+    until = None
+    for window in windows:
+        trigger, begun = _cron(window.cron, window.timezone), None
+        begins = trigger.get_next_fire_time(None, now - window.duration)
+        while begins is not None and begins <= now:
+            begun = begins
+            begins = trigger.get_next_fire_time(begun, begun)
+        if begun is not None and begun + window.duration > now:
+            until = max(filter(None, (until, (begun + window.duration).astimezone(UTC))))
+    return until
+
+
+def why_held(engine: Engine, model: str, windows: Sequence[MaintenanceConfig], now: datetime) -> str:
+    """Why the model must be left as it is, in words; empty when it need not."""
+    if (found := paused(engine, model, now)) is not None:
+        return found.to_words()
+    return maintenance_words(windows, now)
+
+
+def maintenance_words(windows: Sequence[MaintenanceConfig], now: datetime) -> str:
+    until = maintenance_until(windows, now)
+    return f"maintenance until {until:%Y-%m-%d %H:%M} UTC" if until else ""
+
+
+@lru_cache
+def _cron(expression: str, timezone: str) -> CronTrigger:
+    from apscheduler.triggers.cron import CronTrigger
+
+    return CronTrigger.from_crontab(expression, timezone=timezone)
+
+
+def _standing(now: datetime) -> ColumnElement[bool]:
+    return or_(_pauses.c.until.is_(None), _pauses.c.until > now)

@@ -1,0 +1,104 @@
+"""Pauses and maintenance windows: what holds a model, until when, and what is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from retrain import audit
+from retrain.config import MaintenanceConfig
+from retrain.database import create_tables, open_engine
+from retrain.holds import ALL, Pause, maintenance_until, pause, paused, resume, why_held
+from tests.builders import HOUR, NOW
+
+FRIDAY_NIGHT = MaintenanceConfig(cron="0 22 * * fri", duration=timedelta(hours=8))
+NIGHTLY_IN_BERLIN = MaintenanceConfig(cron="30 1 * * *", duration=timedelta(hours=1), timezone="Europe/Berlin")
+
+
+@pytest.fixture
+def engine(control_url: str) -> Iterator[Engine]:
+    engine = open_engine(control_url)
+    create_tables(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_pause_holds_until_its_time_is_over(engine: Engine) -> None:
+    pause(engine, Pause("fraud", NOW, NOW + HOUR, "ada", "the feed is broken"))
+    assert paused(engine, "churn", NOW) is None
+    assert why_held(engine, "fraud", (), NOW) == "paused by ada until 2026-03-02 13:00 UTC: the feed is broken"
+    assert why_held(engine, "fraud", (), NOW + HOUR) == ""
+
+
+def test_pause_without_end_holds_until_somebody_resumes(engine: Engine) -> None:
+    pause(engine, Pause("fraud", NOW, None, "ada", ""))
+    assert why_held(engine, "fraud", (), NOW + 1000 * HOUR) == "paused by ada until `driftd resume`"
+    assert resume(engine, "fraud", "bob", "mended", NOW + HOUR)
+    assert why_held(engine, "fraud", (), NOW + HOUR) == ""
+    assert not resume(engine, "fraud", "bob", "again", NOW + HOUR)
+
+
+def test_a_second_pause_replaces_the_first(engine: Engine) -> None:
+    pause(engine, Pause("fraud", NOW, None, "ada", ""))
+    pause(engine, Pause("fraud", NOW, NOW + HOUR, "bob", ""))
+    found = paused(engine, "fraud", NOW)
+    assert found is not None
+    assert (found.actor, found.until) == ("bob", NOW + HOUR)
+
+
+def test_pause_of_all_models_outlasts_the_resuming_of_one(engine: Engine) -> None:
+    pause(engine, Pause(ALL, NOW, None, "ada", "freeze"))
+    pause(engine, Pause("fraud", NOW, None, "bob", ""))
+    assert resume(engine, "fraud", "bob", "", NOW)
+    text = "all models are paused by ada until `driftd resume`: freeze"
+    assert why_held(engine, "fraud", (), NOW) == why_held(engine, "churn", (), NOW) == text
+    assert resume(engine, ALL, "ada", "", NOW)
+    assert why_held(engine, "fraud", (), NOW) == ""
+
+
+def test_pauses_and_their_ends_are_on_record(engine: Engine) -> None:
+    pause(engine, Pause("fraud", NOW, NOW + HOUR, "ada", "why"))
+    resume(engine, "fraud", "bob", "enough", NOW)
+    resume(engine, "fraud", "bob", "nothing to end", NOW)
+    assert [(e.kind, e.model, e.actor, e.detail) for e in audit.entries(engine)] == [
+        ("paused", "fraud", "ada", "why"),
+        ("resumed", "fraud", "bob", "enough"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "until"),
+    [
+        (datetime(2026, 3, 6, 21, 59, 59, tzinfo=UTC), None),
+        (datetime(2026, 3, 6, 22, 0, tzinfo=UTC), datetime(2026, 3, 7, 6, 0, tzinfo=UTC)),
+        (datetime(2026, 3, 7, 5, 59, tzinfo=UTC), datetime(2026, 3, 7, 6, 0, tzinfo=UTC)),
+        (datetime(2026, 3, 7, 6, 0, tzinfo=UTC), None),
+        (datetime(2026, 3, 8, 23, 0, tzinfo=UTC), None),
+    ],
+)
+def test_maintenance_begins_by_the_clock_and_lasts(now: datetime, until: datetime | None) -> None:
+    assert maintenance_until([FRIDAY_NIGHT], now) == until
+
+
+@pytest.mark.parametrize(("month", "hour"), [(1, 0), (7, 23)])
+def test_maintenance_follows_its_own_time_zone(month: int, hour: int) -> None:
+    begins = datetime(2026, month, 10, hour, 30, tzinfo=UTC)  # half past one in Berlin, in winter and in summer
+    assert maintenance_until([NIGHTLY_IN_BERLIN], begins) == begins + HOUR
+    assert maintenance_until([NIGHTLY_IN_BERLIN], begins - timedelta(seconds=1)) is None
+
+
+def test_of_several_the_last_to_end_counts_and_one_that_begins_meanwhile_prolongs_it() -> None:
+    every_hour = MaintenanceConfig(cron="0 * * * *", duration=timedelta(minutes=90))
+    at = datetime(2026, 3, 6, 22, 40, tzinfo=UTC)
+    assert maintenance_until([every_hour], at) == datetime(2026, 3, 6, 23, 30, tzinfo=UTC)
+    assert maintenance_until([every_hour, FRIDAY_NIGHT], at) == datetime(2026, 3, 7, 6, 0, tzinfo=UTC)
+
+
+def test_maintenance_in_words_and_a_pause_before_it(engine: Engine) -> None:
+    at = datetime(2026, 3, 6, 22, 0, tzinfo=UTC)
+    assert why_held(engine, "fraud", [FRIDAY_NIGHT], at) == "maintenance until 2026-03-07 06:00 UTC"
+    pause(engine, Pause("fraud", at, None, "ada", ""))
+    assert why_held(engine, "fraud", [FRIDAY_NIGHT], at).startswith("paused by ada")
