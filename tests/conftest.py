@@ -23,6 +23,7 @@ from tests.postgres import PostgresServer, find_programs
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
+    from sqlalchemy import Engine
 
 SASL_USERS = {"driftd": "right-password"}
 
@@ -141,6 +142,17 @@ def control_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'control.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.create_database()
+
+
+@pytest.fixture
+def engine(control_url: str) -> Iterator[Engine]:
+    """An empty control database with its tables."""
+    from retrain.database import create_tables, open_engine
+
+    engine = open_engine(control_url)
+    create_tables(engine)
+    yield engine
+    engine.dispose()
 
 
 @dataclass(frozen=True)

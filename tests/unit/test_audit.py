@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterator
 from datetime import timedelta, timezone
 from pathlib import Path
 
@@ -20,14 +19,6 @@ from retrain.database import create_tables, open_engine, writing
 from tests.builders import HOUR, NOW
 
 KIND = AuditKind.ALIAS_MOVED
-
-
-@pytest.fixture
-def engine(control_url: str) -> Iterator[Engine]:
-    engine = open_engine(control_url)
-    create_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def entry(subject: str = "champion", model: str = "fraud", hours: int = 0) -> Entry:

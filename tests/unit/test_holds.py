@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,20 +9,11 @@ from sqlalchemy import Engine
 
 from retrain import audit
 from retrain.config import MaintenanceConfig
-from retrain.database import create_tables, open_engine
 from retrain.holds import ALL, Pause, maintenance_until, pause, paused, resume, why_held
 from tests.builders import HOUR, NOW
 
 FRIDAY_NIGHT = MaintenanceConfig(cron="0 22 * * fri", duration=timedelta(hours=8))
 NIGHTLY_IN_BERLIN = MaintenanceConfig(cron="30 1 * * *", duration=timedelta(hours=1), timezone="Europe/Berlin")
-
-
-@pytest.fixture
-def engine(control_url: str) -> Iterator[Engine]:
-    engine = open_engine(control_url)
-    create_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def test_pause_holds_until_its_time_is_over(engine: Engine) -> None:

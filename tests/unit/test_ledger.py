@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,6 @@ from monitor.rules import Verdict
 from monitor.triggers import Cause, Suppressed, SuppressReason
 from retrain import audit
 from retrain.audit import AuditKind
-from retrain.database import open_engine
 from retrain.request import RetrainRequest, TriggerKind
 from tests.builders import HOUR, MINUTE, NOW
 
@@ -25,13 +23,6 @@ FIRING = RuleState(Phase.FIRING, (True, True), NOW, NOW, NOW)
 RECORD = RuleRecord("1", "drop", FIRING, 3, Verdict.BREACH, 0.1, "bad", NOW)
 MOVE = Transition("drop", Phase.PENDING, Phase.FIRING, NOW, "bad")
 ROUND = Round("fraud", -1, 4, [RECORD], [("1", MOVE)])
-
-
-@pytest.fixture
-def engine(control_url: str) -> Iterator[Engine]:
-    engine = open_engine(control_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
