@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from monitor.alerts import Unusable, read_alerts
 from monitor.errors import TransientError
 from monitor.lineage import serving_at
-from monitor.operate import request_retrain
+from monitor.operate import Answer, answer, asked_by_person
 from monitor.status import model_status
+from monitor.triggers import Cause
 from monitor.web.views import Views
 from retrain import holds
 from retrain.holds import ALL, Pause, why_held
@@ -85,12 +87,28 @@ class Actions:
     def features(self, model: str, version: str, end: datetime) -> dict[str, Any]:
         return self._views.features(model, version, end)
 
-    def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]:
-        daemon = self._daemon
+    def retrain(self, model: str, actor: str, reason: str, git_ref: str | None) -> dict[str, Any]:
         self._known(model)
         now = datetime.now(UTC)
-        decision = request_retrain(daemon.loaded, daemon.ledger, daemon.store, model, actor, reason, now)
-        return {"job": decision.request.id if decision.request else None, "decision": decision.to_words()}
+        given = self._answer(asked_by_person(model, actor, reason, now, git_ref), now)
+        return {"job": given.job, "decision": given.to_words()}
+
+    def alerts(self, body: dict[str, Any]) -> dict[str, Any]:
+        now, told = datetime.now(UTC), []
+        for found in read_alerts(body, self._daemon.evaluators):
+            if isinstance(found, Unusable):
+                told.append({"alert": found.alert, "job": None, "decision": f"not used: {found.detail}"})
+                continue
+            given = self._answer(found, now)
+            told.append({"alert": found.evidence["alert"], "job": given.job, "decision": given.to_words()})
+        return {"alerts": told}
+
+    def _answer(self, cause: Cause, now: datetime) -> Answer:
+        daemon = self._daemon
+        given = answer(daemon.loaded, daemon.ledger, daemon.store, cause, now)
+        if given.new:
+            daemon.metrics.count_decision(given.decision)
+        return given
 
     def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]:
         if model != ALL:

@@ -6,7 +6,7 @@ and in who tells the time, not in what happens to a window once it is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from monitor.metrics import Metrics
 from monitor.phases import Phase, Transition
 from monitor.plan import ModelPlan
 from monitor.reasons import what_changed, what_drifted
-from monitor.rules import Action, Verdict
+from monitor.rules import Action, Combination, Verdict
 from monitor.triggers import (
     LOOK_BACK,
     PACED,
@@ -125,14 +125,41 @@ class Decider:
     def trigger(self, now: datetime, outcomes: Callable[[], int]) -> None:
         """Decide on every cause there is now. `outcomes` counts the labelled rows ever joined."""
         actions = {r.name: r.action for r in self._plan.rules}
-        records = self._ledger.rule_records(self._plan.model)
-        for record in firing(records):
-            if actions.get(record.rule) is Action.RETRAIN and record.verdict is Verdict.BREACH:
+        breaching = [r for r in firing(self._ledger.rule_records(self._plan.model)) if r.verdict is Verdict.BREACH]
+        for record in breaching:
+            if actions.get(record.rule) is Action.RETRAIN:
                 self.decide(self._cause(record), now, outcomes())
+        for cause in self._combined(breaching):
+            self.decide(cause, now, outcomes())
         if actions:
             self._follow_up(now, outcomes)
         if self._plan.new_labels:
             self._trigger_on_labels(self._plan.new_labels, now, outcomes())
+
+    def _combined(self, breaching: Sequence[RuleRecord]) -> Iterator[Cause]:
+        """A cause for each combination of which enough rules fire on one version."""
+        for combination in self._plan.combinations:
+            for version in sorted({r.version for r in breaching}):
+                mine = [r for r in breaching if r.version == version and r.rule in combination.rules]
+                if len(mine) >= combination.at_least:
+                    yield self._cause_together(combination, [self._cause(r) for r in mine])
+
+    def _cause_together(self, combination: Combination, causes: Sequence[Cause]) -> Cause:
+        """What they have in common: things are amiss since the last of them began."""
+        newest = max(causes, key=lambda c: str(c.evidence["window_end"]))
+        rules = {str(c.evidence["rule"]): c.evidence["value"] for c in causes}
+        sinces = [str(c.evidence["since"]) for c in causes if c.evidence["since"]]
+        return replace(
+            newest,
+            occasion=f"{newest.version}/{combination.name}/{newest.evidence['window_end']}",
+            reason=f"combination {combination.name}: " + "; ".join(c.reason for c in causes),
+            evidence={
+                **newest.evidence, "rule": combination.name, "value": None, "rules": rules,
+                "since": max(sinces, default=None),
+            },
+            since=max((c.since for c in causes if c.since), default=None),
+            windows_amiss=min(c.windows_amiss for c in causes),
+        )  # fmt: skip
 
     def _cause(self, record: RuleRecord) -> Cause:
         at, since = record.state.at, record.state.amiss_since
@@ -186,25 +213,30 @@ class Decider:
         last = self._ledger.last_request(self._plan.model)
         if last is not None and last.id == request_id(cause):
             return last
-        requests = requests_of(self._ledger, self._plan, last)
-        maintenance = maintenance_words(self._plan.retrain.maintenance, now)
-        history = replace(self._job_history(self._plan.model, now), requests=requests, maintenance=maintenance)
-        cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), requests)
+        history = all_known(self._job_history(self._plan.model, now), self._ledger, self._plan, last, now)
+        cause = placed(replace(cause, evidence={**cause.evidence, "outcomes": outcomes}), history.requests)
         decision = decide(cause, self._plan.triggers, history, now)
         if self._ledger.decide(decision, now):
+            self._metrics.count_decision(decision)
             if isinstance(decision, Suppressed):
                 log.info(
                     "retrain_suppressed", model=cause.model, reason=decision.reason.value,
                     detail=decision.detail, cause=cause.reason,
                 )  # fmt: skip
-                self._metrics.suppressed.labels(cause.model, decision.reason.value).inc()
             else:
                 log.info(
                     "retrain_requested", model=cause.model, request=decision.id,
                     trigger=cause.trigger.value, reason=cause.reason,
                 )  # fmt: skip
-                self._metrics.requests.labels(cause.model, cause.trigger.value).inc()
         return decision
+
+
+def all_known(
+    jobs: JobHistory, ledger: Ledger, plan: ModelPlan, last: RetrainRequest | None, now: datetime
+) -> JobHistory:
+    """What is known of the jobs, with what the ledger and the configuration know; `last` is the newest request."""
+    maintenance = maintenance_words(plan.retrain.maintenance, now)
+    return replace(jobs, requests=requests_of(ledger, plan, last), maintenance=maintenance)
 
 
 def requests_of(ledger: Ledger, plan: ModelPlan, last: RetrainRequest | None) -> Requests:

@@ -415,4 +415,4 @@ def _asked_by(evidence: Mapping[str, Any]) -> str:
 
 def _subject(evidence: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a cause is about: two rules that fire at once are refused each for itself."""
-    return tuple(evidence.get(k) for k in ("rule", "version", "actor"))
+    return tuple(evidence.get(k) for k in ("rule", "version", "actor", "alert"))

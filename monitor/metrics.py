@@ -19,8 +19,8 @@ from monitor.phases import Phase
 from monitor.rejects import RejectReason
 from monitor.rules import Rule
 from monitor.sources import Stream
-from monitor.triggers import SuppressReason
-from retrain.request import TriggerKind
+from monitor.triggers import Suppressed, SuppressReason
+from retrain.request import RetrainRequest, TriggerKind
 from retrain.states import JobState
 
 SERIES_BUDGET = 2000
@@ -320,6 +320,13 @@ class Metrics:
         self.job_process_exits = Counter("driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r)
         self.annotations = Counter("driftd_annotations", "Annotations sent to Grafana", ("outcome",), registry=r)
         self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
+
+    def count_decision(self, decision: RetrainRequest | Suppressed) -> None:
+        """Count what was put on record for a cause."""
+        if isinstance(decision, Suppressed):
+            self.suppressed.labels(decision.cause.model, decision.reason.value).inc()
+        else:
+            self.requests.labels(decision.model, decision.trigger.value).inc()
 
     def declare(self, version: str, models: Mapping[str, Iterable[Rule]]) -> None:
         """Create every series that is known from the configuration."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import polars as pl
 from sqlalchemy import Engine
 
 from monitor.config import LoadedConfig
-from monitor.decider import placed, requests_of
+from monitor.decider import all_known, placed
 from monitor.errors import ConfigError
 from monitor.lake import Lake, Table, collect
 from monitor.ledger import Ledger
@@ -30,33 +30,41 @@ from retrain.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class ManualDecision:
-    request: RetrainRequest | None
-    detail: str
+class Answer:
+    """`new`: it was put on record; it says nothing new otherwise."""
+
+    decision: RetrainRequest | Suppressed
+    new: bool
+
+    @property
+    def job(self) -> str | None:
+        return None if isinstance(self.decision, Suppressed) else self.decision.id
 
     def to_words(self) -> str:
-        return f"retrain requested, job {self.request.id}" if self.request else f"not retrained: {self.detail}"
+        if isinstance(self.decision, Suppressed):
+            return f"not retrained: {self.decision.detail}"
+        return f"retrain requested, job {self.decision.id}"
 
 
-def request_retrain(
-    loaded: LoadedConfig, ledger: Ledger, store: Store, model: str, actor: str, reason: str, now: datetime
-) -> ManualDecision:
-    """Decide and record a person's request; the daemon hands it to a job."""
-    cause = Cause(
+def asked_by_person(model: str, actor: str, reason: str, now: datetime, git_ref: str | None = None) -> Cause:
+    """`git_ref`: the code that the retrain is wanted for; the same one asks only once."""
+    why = "; ".join(filter(None, [reason, git_ref and f"code at {git_ref}"]))
+    return Cause(
         model=model,
         trigger=TriggerKind.MANUAL,
-        occasion=f"{actor}/{now.isoformat()}",
-        reason=f"asked for by {actor}" + (f": {reason}" if reason else ""),
-        evidence={"actor": actor},
+        occasion=f"git/{git_ref}" if git_ref else f"{actor}/{now.isoformat()}",
+        reason=f"asked for by {actor}" + (f": {why}" if why else ""),
+        evidence={"actor": actor, **({"git_ref": git_ref} if git_ref else {})},
     )
-    plan = plans(loaded)[model]
-    requests = requests_of(ledger, plan, ledger.last_request(model))
-    history = replace(job_history(store, model, now), requests=requests)
-    decision = decide(placed(cause, requests), plan.triggers, history, now)
-    ledger.decide(decision, now)
-    if isinstance(decision, Suppressed):
-        return ManualDecision(None, decision.detail)
-    return ManualDecision(decision, "")
+
+
+def answer(loaded: LoadedConfig, ledger: Ledger, store: Store, cause: Cause, now: datetime) -> Answer:
+    """Decide on a cause from outside and record the decision; the daemon hands a request to a job."""
+    plan = plans(loaded)[cause.model]
+    last = ledger.last_request(cause.model)
+    history = all_known(job_history(store, cause.model, now), ledger, plan, last, now)
+    decision = decide(placed(cause, history.requests), plan.triggers, history, now)
+    return Answer(decision, ledger.decide(decision, now))
 
 
 def note_forgotten(

@@ -15,7 +15,7 @@ from monitor.config import LoadedConfig
 from monitor.measure.methods import DriftMethod, default_method, drift_method
 from monitor.measure.settings import Season, Settings
 from monitor.measure.worker import ReferenceSource
-from monitor.rules import ForDuration, ForEvidence, ForWindows, Rule, Sustained
+from monitor.rules import Combination, ForDuration, ForEvidence, ForWindows, Rule, Sustained
 from monitor.sections import (
     DEFAULT_METRICS,
     DEFAULT_RULES,
@@ -46,6 +46,7 @@ class ModelPlan:
     settings: Settings
     season: Season | None
     rules: tuple[Rule, ...]
+    combinations: tuple[Combination, ...]
     triggers: TriggerPolicy
     new_labels: int | None
     schedule: str | None
@@ -107,6 +108,9 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
         ),
         season=_season(section.reference),
         rules=tuple(_rule(r, metrics[0], windows.size) for r in rules),
+        combinations=tuple(
+            Combination(c.name, frozenset(c.rules), c.at_least or len(c.rules)) for c in section.combinations
+        ),
         triggers=TriggerPolicy(
             enabled=retrain.enabled,
             cooldown=retrain.cooldown,

@@ -90,6 +90,15 @@ def parse_for(text: str) -> Sustained:
 
 
 @dataclass(frozen=True, slots=True)
+class Combination:
+    """Names of rules of which `at_least` so many must fire on one version at once."""
+
+    name: str
+    rules: frozenset[str]
+    at_least: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """What an operator wrote. `feature`, `metric` and `segment` narrow the measure; `segment` "*" means each.
 

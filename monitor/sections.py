@@ -219,6 +219,24 @@ class RuleConfig(Section):
         return self
 
 
+class CombinationConfig(Section):
+    """Rules that retrain together, whatever each of them does alone."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    rules: tuple[str, ...] = Field(strict=False, description="names of two rules or more")
+    at_least: int | None = Field(
+        None, ge=1, description="so many of them must fire on one version at once; default: all of them"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> CombinationConfig:
+        if len(self.rules) < 2:
+            raise ValueError("rules must name two rules or more")
+        if self.at_least is not None and self.at_least > len(self.rules):
+            raise ValueError(f"at_least must not be more than there are rules ({len(self.rules)})")
+        return self
+
+
 CALIBRATED = frozenset(
     {
         Measure.FEATURE_DRIFT,
@@ -317,13 +335,22 @@ class ModelConfig(Section):
     rules: tuple[RuleConfig, ...] | None = Field(
         None, strict=False, description="absent: the task's defaults; [] for none"
     )
+    combinations: tuple[CombinationConfig, ...] = Field(
+        (), strict=False, description="rules that retrain when they fire together"
+    )
     schedule: str | None = Field(None, description='cron expression of an unconditional retrain: "0 3 * * 1"')
     new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
     retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        found = [*_about_classes(self), *_about_metrics(self), *_about_rules(self), *_about_schedule(self)]
+        found = [
+            *_about_classes(self),
+            *_about_metrics(self),
+            *_about_rules(self),
+            *_about_combinations(self),
+            *_about_schedule(self),
+        ]
         if self.features is None and not self.reference.path:
             found.append(("features", "declare them ([models.<name>.features]) or give reference.path"))
         if self.features is not None:
@@ -395,6 +422,20 @@ def _about_rules(section: ModelConfig) -> Mistakes:
             elif rule.segment != "*" and (not given or name not in section.segments):
                 known = hint(name, section.segments)
                 yield f"{at}.segment", f'must be "*" or "<segment>=<value>" (got {rule.segment!r}){known}'
+
+
+def _about_combinations(section: ModelConfig) -> Mistakes:
+    rules = DEFAULT_RULES[section.task] if section.rules is None else [{"name": r.name} for r in section.rules]
+    known = [r["name"] for r in rules]
+    names = [*known, *(c.name for c in section.combinations)]
+    for i, combination in enumerate(section.combinations):
+        at = f"combinations[{i}]"
+        if names.count(combination.name) > 1:
+            yield f"{at}.name", f"{combination.name!r} is used twice, by rules or combinations"
+        yield from _once(f"{at}.rules", combination.rules)
+        for rule in combination.rules:
+            if rule not in known:
+                yield f"{at}.rules", f"{rule!r} is not a rule of this model{hint(rule, known)}"
 
 
 def _about_schedule(section: ModelConfig) -> Mistakes:

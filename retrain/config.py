@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -71,9 +72,13 @@ class MaintenanceConfig(Section):
         from apscheduler.triggers.cron import CronTrigger  # takes a while to import: only where it is needed
 
         try:
-            CronTrigger.from_crontab(self.cron, timezone=self.timezone)
-        except (ValueError, LookupError) as exc:
-            raise ValueError(f'cron = "0 22 * * fri" and a timezone such as "Europe/Berlin" are needed: {exc}') from exc
+            zone = ZoneInfo(self.timezone)
+        except (ValueError, LookupError, OSError) as exc:
+            raise ValueError(f'timezone must be a name such as "Europe/Berlin" (got {self.timezone!r})') from exc
+        try:
+            CronTrigger.from_crontab(self.cron, timezone=zone)
+        except ValueError as exc:
+            raise ValueError(f'cron must be an expression such as "0 22 * * fri" (got {self.cron!r}): {exc}') from exc
         return self
 
 

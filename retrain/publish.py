@@ -57,6 +57,7 @@ def open_run(registry: Registry, spec: JobSpec, snapshot: Snapshot) -> str:
         "driftd.code_digest": manifest["code_digest"],
         "driftd.config_digest": manifest["config_digest"],
         "driftd.git_commit": git_commit() or "",
+        "driftd.git_ref": str(spec.request.evidence.get("git_ref") or ""),
     }
     return registry.open_run(spec.registered_model, spec.request.id, tags)
 

@@ -59,24 +59,26 @@ def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
 
 @click.command()
 @click.argument("model")
+@click.option("--git-ref", metavar="REF", help="The code it is wanted for (from CI); the same one asks only once.")
 @ACTOR
 @REASON
 @JSON
 @with_config
-def retrain(model: str, actor: str | None, reason: str, as_json: bool, loaded: LoadedConfig) -> None:
+def retrain(
+    model: str, git_ref: str | None, actor: str | None, reason: str, as_json: bool, loaded: LoadedConfig
+) -> None:
     """Ask for a retrain of MODEL now; a running daemon carries it out."""
-    from monitor.operate import request_retrain
+    from monitor.operate import answer, asked_by_person
 
     known_model(loaded, model)
     ledger, store = open_control(loaded)
-    decision = request_retrain(loaded, ledger, store, model, user(actor), reason, datetime.now(UTC))
+    now = datetime.now(UTC)
+    given = answer(loaded, ledger, store, asked_by_person(model, user(actor), reason, now, git_ref), now)
     if as_json:
-        click.echo(
-            json.dumps({"request": decision.request.id if decision.request else None, "detail": decision.detail})
-        )
+        click.echo(json.dumps({"request": given.job, "detail": given.to_words()}))
     else:
-        click.echo(f"{model}: {decision.to_words()}")
-    if decision.request is None:
+        click.echo(f"{model}: {given.to_words()}")
+    if given.job is None:
         raise click.exceptions.Exit(1)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -38,7 +39,8 @@ class WebActions(Protocol):
     def fleet(self) -> dict[str, Any]: ...
     def timeline(self, model: str, days: int) -> dict[str, Any]: ...
     def features(self, model: str, version: str, end: datetime) -> dict[str, Any]: ...
-    def retrain(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
+    def retrain(self, model: str, actor: str, reason: str, git_ref: str | None) -> dict[str, Any]: ...
+    def alerts(self, body: dict[str, Any]) -> dict[str, Any]: ...
     def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]: ...
     def resume(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
     def approve(self, job: str, actor: str) -> None: ...
@@ -95,8 +97,17 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
 
     async def retrain(request: Request) -> Response:
         name, body = request.path_params["model"], await _body(request)
-        answer = await run_in_threadpool(actions.retrain, name, _actor(body), str(body.get("reason", "")))
+        reason, git_ref = str(body.get("reason", "")), str(body["git_ref"]) if body.get("git_ref") else None
+        answer = await run_in_threadpool(actions.retrain, name, _actor(body), reason, git_ref)
         return JSONResponse(answer, status_code=202)
+
+    async def alerts(request: Request) -> Response:
+        body = await _body(request)
+        try:
+            return JSONResponse(await run_in_threadpool(actions.alerts, body))
+        except ValidationError as exc:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+            raise HTTPException(400, f"this is no notification of Alertmanager: {told}") from exc
 
     async def rollback(request: Request) -> Response:
         name, body = request.path_params["model"], await _body(request)
@@ -163,6 +174,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),
             Route("/api/v1/models/{model}/pause", pause, methods=["POST"]),
             Route("/api/v1/models/{model}/resume", resume, methods=["POST"]),
+            Route("/api/v1/alerts", alerts, methods=["POST"]),
             Route("/api/v1/pause", pause, methods=["POST"]),
             Route("/api/v1/resume", resume, methods=["POST"]),
             Route("/api/v1/jobs/{job}/approve", approve, methods=["POST"]),

@@ -153,6 +153,20 @@ def test_retrain_is_recorded_with_who_and_why(config: Path) -> None:
     assert "retrain requested: asked for by ada: new data" in result.output
 
 
+def test_the_same_code_asks_for_one_retrain(config: Path) -> None:
+    first, second, other = (
+        json.loads(driftd(config, "retrain", "fraud", "--actor", "ci", "--git-ref", ref, "--json").stdout)["request"]
+        for ref in ("abc123", "abc123", "def456")
+    )
+    assert first == second != other
+    found = json.loads(driftd(config, "status", "fraud", "--json").stdout)["models"]["fraud"]["decisions"]
+    assert [d["words"] for d in found] == [
+        "retrain requested: asked for by ci: code at def456",
+        "retrain requested: asked for by ci: code at abc123",
+    ]
+    assert found[0]["evidence"]["git_ref"] == "def456"
+
+
 def test_unknown_job_is_exit_1(config: Path) -> None:
     result = driftd(config, "approve", "nothing")
     assert (result.exit_code, result.stderr) == (1, "driftd: no job 'nothing'\n")

@@ -50,6 +50,7 @@ class World:
     missing: dict[str, float] = field(default_factory=lambda: {"x": 0.5, "y": 0.0})
     history: JobHistory = field(default_factory=JobHistory)
     new_labels: int | None = None
+    combinations: list[dict[str, Any]] = field(default_factory=list)
     offset: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +61,9 @@ class World:
         model: dict[str, Any] = {"task": "regression", "features": {"x": "number", "y": "number"}, "rules": RULES}
         if self.new_labels:
             model |= {"new_labels": self.new_labels, "rules": []}
+        if self.combinations:
+            rules = [{**rule, "action": "alert"} for rule in RULES]
+            model |= {"rules": rules, "combinations": self.combinations}
         document = {"daemon": {"state": str(self.folder)}, "models": {"fraud": model}}
         plan = plans(from_dict(document))["fraud"]
         self.metrics = Metrics()
@@ -105,6 +109,26 @@ def test_breach_becomes_a_request_once(world: World) -> None:
         world.restart()
     assert world.outcomes == [REQUESTED]
     assert stored(world.lake, Table.MEASUREMENTS).height == 2
+
+
+@pytest.mark.parametrize(
+    ("at_least", "second", "asked"), [(None, 0.0, False), (None, 0.5, True), (1, 0.0, True), (2, 0.5, True)]
+)
+def test_rules_that_only_alert_retrain_together(world: World, at_least: int | None, second: float, asked: bool) -> None:
+    world.combinations = [{"name": "both", "rules": ["one", "two"]} | ({"at_least": at_least} if at_least else {})]
+    world.missing = {"x": 0.5, "y": second}
+    world.restart()
+    world.predict(0.5)
+    world.predict(2)
+    for _ in range(2):
+        world.tick()
+    assert world.outcomes == ([REQUESTED] if asked else [])
+    if asked:
+        request = world.ledger.last_request("fraud")
+        assert request is not None
+        assert request.evidence["rule"] == "both"
+        assert request.evidence["rules"] == {"one": 0.5} | ({"two": 0.5} if second else {})
+        assert request.reason.startswith("combination both: rule one fires on version 1: ")
 
 
 def test_window_is_measured_again_when_its_measurements_could_not_be_stored(world: World) -> None:
