@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -349,6 +350,7 @@ class ModelConfig(Section):
             *_about_metrics(self),
             *_about_rules(self),
             *_about_combinations(self),
+            *_about_gates(self),
             *_about_schedule(self),
         ]
         if self.features is None and not self.reference.path:
@@ -422,6 +424,27 @@ def _about_rules(section: ModelConfig) -> Mistakes:
             elif rule.segment != "*" and (not given or name not in section.segments):
                 known = hint(name, section.segments)
                 yield f"{at}.segment", f'must be "*" or "<segment>=<value>" (got {rule.segment!r}){known}'
+
+
+def _about_gates(section: ModelConfig) -> Mistakes:
+    gates, at = section.retrain.gates, "retrain.gates"
+    limits = [n for n in ("max_parity_difference", "max_odds_difference") if getattr(gates, n) is not None]
+    for name in limits:
+        if section.task is not Task.BINARY:
+            yield f"{at}.{name}", "is for binary models"
+        if gates.fairness_segment is None:
+            yield f"{at}.{name}", "needs fairness_segment, one of the model's segments"
+    if (segment := gates.fairness_segment) is not None:
+        if segment not in section.segments:
+            known = hint(segment, section.segments)
+            yield f"{at}.fairness_segment", f"{segment!r} is not a segment of this model{known}"
+        if not limits:
+            yield f"{at}.fairness_segment", "needs max_parity_difference, max_odds_difference or both"
+    if gates.calibration_tolerance is not None and section.task is Task.REGRESSION:
+        yield f"{at}.calibration_tolerance", "is for classification: it needs probabilities"
+    for i, name in enumerate(gates.functions):
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+            yield f"{at}.functions[{i}]", f'must be "module:function" (got {name!r})'
 
 
 def _about_combinations(section: ModelConfig) -> Mistakes:

@@ -102,6 +102,29 @@ class GatesConfig(Section):
     max_latency_ratio: float = Field(
         3.0, gt=0, description="challenger's scoring time per row against the champion's, at most"
     )
+    max_size: Size | None = Field(None, description="size of the stored model, at most")
+    min_agreement: Share | None = Field(
+        None, description="share of rows with the champion's answer, at least; regression: correlation of the answers"
+    )
+    calibration_tolerance: float | None = Field(
+        None, ge=0, description="expected calibration error may be larger than the champion's by so much"
+    )
+    robustness_tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="with any one input missing, or moved by its standard deviation, the challenger may be worse than "
+        "the champion by so much, in the metric's units",
+    )
+    fairness_segment: str | None = Field(None, description="the segment between whose groups fairness is measured")
+    max_parity_difference: Share | None = Field(
+        None, description="binary: difference between groups in the share predicted positive, at most"
+    )
+    max_odds_difference: Share | None = Field(
+        None, description="binary: difference between groups in true or false positive rates, at most"
+    )
+    functions: tuple[str, ...] = Field(
+        (), strict=False, description="gates of your own, as `module:function`; see docs/gates.md"
+    )
 
 
 class RetrainConfig(Section):

@@ -24,6 +24,7 @@ from retrain.gates import GateResult, judge
 from retrain.model_files import LoadedModel, UnusableModel
 from retrain.quality import METRICS, Comparison, measure
 from retrain.request import TriggerKind
+from retrain.safeguards import match_of, safeguards
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 
@@ -100,7 +101,9 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
         resamples=gates.bootstrap,
         seed=spec.config.seed,
     )
-    return Contest(theirs, ours, comparison, judge(theirs, ours, comparison, schema, gates, renewing=_renewing(spec)))
+    asked_for = safeguards(match_of(champion, challenger, holdout, schema, metric), gates, spec.config.seed)
+    judged = judge(theirs, ours, comparison, schema, gates, renewing=_renewing(spec))
+    return Contest(theirs, ours, comparison, (*judged, *asked_for))
 
 
 def _renewing(spec: JobSpec) -> bool:

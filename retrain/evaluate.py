@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from retrain.schema import ModelSchema, Task
 if TYPE_CHECKING:
     import pandas as pd
 
+GUESS = "constant guess"
 USABLE_SHARE = 0.5
 """As-served predictions stand in for the champion when at least this share of the holdout rows has them."""
 
@@ -63,7 +64,8 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """One contender's predictions on the holdout; `usable` marks the rows that have them (None: all)."""
+    """One contender's predictions on the holdout; `usable` marks the rows that have them (None: all). `model` and its
+    stored `size` in bytes are None where there is no model at hand."""
 
     source: str
     version: str | None
@@ -71,6 +73,12 @@ class Side:
     seconds_per_row: float | None = None
     inputs: Mapping[str, str] | None = None
     usable: Array | None = None
+    model: Model | None = None
+    size: int | None = None
+
+    def only(self, rows: Array) -> Side:
+        """On these rows, all of which it can answer for."""
+        return replace(self, predictions=self.predictions[rows], usable=None)
 
 
 def quality_metric(schema: ModelSchema, configured: str | None) -> str:
@@ -91,6 +99,7 @@ def score(
     source: str,
     version: str | None = None,
     inputs: Mapping[str, str] | None = None,
+    size: int | None = None,
 ) -> Side:
     """Predicts all rows and times it: the fastest of three passes over at most 2,000 rows, per row."""
     frame = features_frame(rows, schema)
@@ -101,7 +110,8 @@ def score(
         start = time.perf_counter()
         model.predictions(sample, schema)
         passes.append(time.perf_counter() - start)
-    return Side(source, version, predictions, min(passes) / max(len(sample), 1), inputs)
+    seconds = min(passes) / max(len(sample), 1)
+    return Side(source, version, predictions, seconds, inputs, model=model, size=size)
 
 
 def as_served(rows: pl.DataFrame, schema: ModelSchema, note: str = "") -> Side | None:
@@ -131,14 +141,14 @@ def constant(training: pl.DataFrame, rows: int, schema: ModelSchema) -> Side:
     """The best guess that looks at no feature: what a first model has to beat."""
     labels = labels_array(training, schema)
     if schema.task is Task.REGRESSION:
-        return Side("constant guess", None, Predictions(np.full(rows, float(np.median(labels)))))
+        return Side(GUESS, None, Predictions(np.full(rows, float(np.median(labels)))))
     shares = np.array([(labels == c).mean() for c in schema.classes])
     values = np.full(rows, schema.classes[int(shares.argmax())], dtype=object)
     if schema.task is Task.BINARY:
         scores = np.full(rows, shares[schema.classes.index(str(schema.positive))])
     else:
         scores = np.tile(shares, (rows, 1))
-    return Side("constant guess", None, Predictions(values, scores))
+    return Side(GUESS, None, Predictions(values, scores))
 
 
 def evaluate(

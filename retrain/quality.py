@@ -6,7 +6,7 @@ positive means "the second is better".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -115,25 +115,34 @@ def compare(
             note = f"interval from {BOOTSTRAP_ROWS} of {len(labels)} rows"
             kept = np.sort(rng.choice(len(labels), BOOTSTRAP_ROWS, replace=False))
             labels, first, second = labels[kept], first[kept], second[kept]
-        draws_needed = _chunks(resamples, len(labels))
         draws = None
     if metric == "roc_auc" and len(labels) > EXACT_AUC_ROWS:
         note = "; ".join(filter(None, [note, "bootstrap of roc_auc linearized"]))
     a, b = _statistic(metric, labels, first, schema), _statistic(metric, labels, second, schema)
-    if draws is not None:
-        differences = [sign * (b(w) - a(w)) for w in draws]
-    else:
-        differences = []
-        for size in draws_needed:
-            w = np.stack([_resample(rng, len(labels)) for _ in range(size)])
-            differences.append(sign * (b(w) - a(w)))
-    found = np.concatenate(differences)
-    found = found[np.isfinite(found)]
-    if len(found) < resamples * 0.9:
-        note = f"{metric} is undefined on {resamples - len(found)} of {resamples} resamples"
+    drawn = draws if draws is not None else _drawn(rng, len(labels), resamples)
+    found = np.concatenate([sign * (b(w) - a(w)) for w in drawn])
+    interval = _percentiles(found, confidence)
+    if interval is None:
+        note = f"{metric} is undefined on {np.sum(~np.isfinite(found))} of {resamples} resamples"
         return Comparison(metric, sign * (two - one), None, None, confidence, resamples, note)
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Comparison(metric, sign * (two - one), float(low), float(high), confidence, resamples, note)
+    return Comparison(metric, sign * (two - one), *interval, confidence, resamples, note)
+
+
+def bootstrap_interval(
+    statistic: Statistic, rows: int, *, confidence: float, resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """Percentile interval of the bootstrap (Efron & Tibshirani 1993, ch. 13) of a statistic of `rows` rows; None where
+    it is undefined on more than a tenth of the resamples."""
+    rng = np.random.default_rng(seed)
+    return _percentiles(np.concatenate([statistic(w) for w in _drawn(rng, rows, resamples)]), confidence)
+
+
+def _percentiles(found: Array, confidence: float) -> tuple[float, float] | None:
+    defined = found[np.isfinite(found)]
+    if len(defined) < len(found) * 0.9:
+        return None
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 class _Undefined(Exception):
@@ -276,10 +285,9 @@ def _cells(labels: Array, first: Predictions, second: Predictions) -> tuple[Arra
     return names[0], Predictions(names[1]), Predictions(names[2]), counts
 
 
-def _chunks(resamples: int, rows: int) -> list[int]:
+def _drawn(rng: np.random.Generator, rows: int, resamples: int) -> Iterator[Array]:
+    """How often each row was drawn, in pieces of shape (some resamples, rows) that fit into memory."""
     size = max(1, min(resamples, 4_000_000 // max(rows, 1)))
-    return [min(size, resamples - start) for start in range(0, resamples, size)]
-
-
-def _resample(rng: np.random.Generator, rows: int) -> Array:
-    return np.bincount(rng.integers(0, rows, size=rows), minlength=rows).astype(float)
+    for start in range(0, resamples, size):
+        draws = rng.integers(0, rows, size=(min(size, resamples - start), rows))
+        yield np.stack([np.bincount(draw, minlength=rows).astype(float) for draw in draws])

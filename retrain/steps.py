@@ -137,7 +137,8 @@ class Steps:
             return failed
         holdout, trusted = snapshot.holdout(), trusted_for(self._spec.config)
         model = load_model(snapshot.folder / "model", trusted)
-        ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
+        size = sum(f.stat().st_size for f in (snapshot.folder / "model").rglob("*") if f.is_file())
+        ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs, size=size)
         champion = self._retry(MLFLOW, lambda: registry.resolve_alias(spec.registered_model, CHAMPION))
         theirs = self._retry(
             MLFLOW,

@@ -13,6 +13,7 @@ import polars as pl
 
 from retrain.config import RetrainConfig
 from retrain.request import RetrainRequest, TriggerKind
+from retrain.safeguards import Answer, Match
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 from retrain.spec import JobSpec
 
@@ -175,3 +176,9 @@ def trains_logistic(frame: Any, labels: Any, context: Any) -> Any:
     return make_pipeline(ColumnTransformer([("amount", "passthrough", ["amount"])]), LogisticRegression()).fit(
         frame, labels
     )
+
+
+def few_refusals(match: Match) -> Answer:
+    """A gate function of a team's."""
+    share = float((match.challenger.predictions.values == "fraud").mean())
+    return Answer(share <= 0.9, f"{share:.0%} are refused", share, 0.9)

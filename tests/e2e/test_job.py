@@ -173,6 +173,36 @@ def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_p
     assert job_history(store, "fraud", NOW).unsuccessful(None) == 2
 
 
+def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path) -> None:
+    rows = outcomes(1200)
+    store = store_of(tmp_path)
+    gates = {
+        "calibration_tolerance": 0.2, "robustness_tolerance": 0.5, "min_agreement": 0.1, "max_size": "10MiB",
+        "fairness_segment": "country", "max_parity_difference": 0.9, "max_odds_difference": 0.9, "segment_min_rows": 20,
+        "max_latency_ratio": 1000.0,
+        "functions": ["tests.retrain_data:few_refusals"],
+    }  # fmt: skip
+    register_initial(
+        store, spec(tmp_path, id="initial", trainer=LOGISTIC), rows[:300], rows[300:500], dict(os.environ), NOW, "ann"
+    )
+    write(tmp_path / "outcomes", rows)
+    submit(tmp_path, spec(tmp_path, gates={**gates, "max_size": "10B"}))
+    assert drive(tmp_path) is JobState.REJECTED
+    judged = {g["name"]: g for g in store.get("job-1").result["gates"]}
+    assert set(judged) == {
+        *("quality", "segment", "signature", "latency", "calibration", "demographic_parity", "equalized_odds"),
+        *("agreement", "robustness", "size", "function.tests.retrain_data:few_refusals"),
+    }
+    assert [name for name, gate in judged.items() if not gate["passed"]] == ["size"]
+    assert all(
+        judged[name]["interval"] for name in ("calibration", "demographic_parity", "equalized_odds", "agreement")
+    )
+    assert store.history("job-1")[-1].detail.startswith("size: ")
+    tags = next(t for t in runs(spec(tmp_path)) if t.get("driftd.job_id") == "job-1")
+    assert tags["driftd.gate.size"] == "failed"
+    assert tags["driftd.gate.function.tests.retrain_data:few_refusals"] == "passed"
+
+
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
     wanted = spec(tmp_path, trainer=LOGISTIC)

@@ -5,13 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from retrain import audit
 from retrain.audit import AuditKind, Entry
 from retrain.database import create_tables, open_engine
+from retrain.evaluate import Side
+from retrain.quality import Predictions
+from retrain.safeguards import match_of
 from tests.builders import NOW
+from tests.retrain_data import BINARY, outcomes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,3 +67,13 @@ def test_script_of_the_audit_page_verifies_an_export(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", script], input=text, capture_output=True, text=True, check=False)
         assert problem in done.stderr
         assert (done.stdout.strip() == whole[-1]["digest"]) == (not problem)
+
+
+def test_gate_function_of_the_gates_page_runs() -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "gates.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(script, "gates.md", "exec"), names)
+    rows = outcomes(100)
+    side = Side("one", "1", Predictions(np.array(["1"] * 4 + ["0"] * 96, dtype=object)))
+    answer = names["few_refusals"](match_of(side, side, rows, BINARY, "accuracy"))
+    assert answer == names["Answer"](True, "4.0% would be refused", 0.04, 0.05)
