@@ -1,4 +1,4 @@
-"""Which code made a model: digest of the trainer's source, and the git commit it was run from.
+"""Which code made a model: digest of the trainer's source, the git commit it was run from, the installed packages.
 
 Invariant: never fails; what cannot be found out is None or an empty digest.
 """
@@ -6,11 +6,17 @@ Invariant: never fails; what cannot be found out is None or an empty digest.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
+import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from retrain.config import RetrainConfig
+
+PACKAGES = ("driftd", "mlflow", "numpy", "pandas", "polars", "scikit-learn", "scipy", "skops")
+"""Those that decide what a model becomes, named one by one."""
 
 
 def git_commit(folder: Path | None = None) -> str | None:
@@ -35,6 +41,17 @@ def code_digest(config: RetrainConfig) -> str:
         if path is not None and path.is_file():
             seen.update(hashlib.sha256(path.read_bytes()).digest())
     return seen.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Python's version, the main packages' versions, and the sha256 of every installed one as `name==version` lines."""
+    found = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    lines = "\n".join(f"{name}=={version}" for name, version in sorted(found.items()))
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found.get(name) for name in PACKAGES},
+        "digest": hashlib.sha256(lines.encode()).hexdigest(),
+    }
 
 
 def source_of(trainer: str) -> Path | None:

@@ -186,7 +186,12 @@ class Registry:
         """Downloads the reference logged with a version; None when its run has none."""
         with self._talking() as client:
             run_id = client.get_model_version(name, version).run_id
-            if not run_id or not client.list_artifacts(run_id, str(Path(REFERENCE_PATH).parent)):
+        return self.fetch_run_reference(run_id, folder) if run_id else None
+
+    def fetch_run_reference(self, run_id: str, folder: Path) -> Path | None:
+        """The same of a run, whether or not a version was made of it."""
+        with self._talking() as client:
+            if not client.list_artifacts(run_id, str(Path(REFERENCE_PATH).parent)):
                 return None
             source = f"{client.get_run(run_id).info.artifact_uri}/{REFERENCE_PATH}"
             return self._download(source, folder)

@@ -19,7 +19,7 @@ import polars as pl
 
 from retrain.files import write_whole
 from retrain.outcomes import MissingColumns, digest, newest_labelled, open_outcomes, timestamps
-from retrain.provenance import code_digest
+from retrain.provenance import code_digest, environment, git_commit
 from retrain.schema import Task
 from retrain.spec import JobSpec
 
@@ -153,6 +153,8 @@ def write_snapshot(spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, so
         "train": {"rows": len(train), **timestamps(train)},
         "holdout": {"rows": len(holdout), **timestamps(holdout)},
         "schema": spec.schema.to_json(),
+        "git_commit": git_commit(),
+        "environment": environment(),
     }
     snapshot = Snapshot(folder, manifest)
     train.write_parquet(snapshot.train_path)

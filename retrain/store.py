@@ -80,6 +80,10 @@ class Store:
     def find(self, job_id: str) -> Job | None:
         return next(iter(self._select(jobs.c.id == job_id)), None)
 
+    def find_by_run(self, run_id: str) -> Job | None:
+        """The job that made this MLflow run."""
+        return next(iter(self._select(jobs.c.result["run_id"].as_string() == run_id)), None)
+
     def count_states(self) -> dict[tuple[str, JobState], int]:
         """(model, state) -> how many jobs."""
         query = select(jobs.c.model, jobs.c.state, func.count()).group_by(jobs.c.model, jobs.c.state)

@@ -65,5 +65,6 @@ for _command in (
     *(trying.calibrate, trying.backtest),
     dead_letters.dead_letters,
     audit.audit,
+    audit.reproduce,
 ):
     main.add_command(_command)

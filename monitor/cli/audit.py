@@ -1,4 +1,4 @@
-"""`driftd audit`: what was decided and done, by whom, and whether the log of it is whole."""
+"""`driftd audit`: what was decided and done, by whom, and whether the log of it is whole; `driftd reproduce`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from monitor.cli.parts import JSON, known_model, open_control, time, with_config
+from monitor.cli.parts import JSON, known_model, open_control, spinner, time, with_config
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -119,6 +121,42 @@ def serving(model: str, moment: str | None, as_json: bool, loaded: LoadedConfig)
             click.echo(line)
     if found is None:
         click.echo(f"driftd: {model}: no champion on record at {at:%Y-%m-%d %H:%M} UTC", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("job")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep rows and model here (default: a folder that is removed).",
+)
+@JSON
+@with_config
+def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig) -> None:
+    """Rebuild a past JOB (or MLflow run) from its lake version; exit 1 if metrics or predictions are others.
+
+    Code and packages are those that are installed here: to have those of the time, check out the commit that is
+    printed and install its lock file.
+    """
+    import os
+
+    from monitor.plan import job_environment
+    from retrain.reproduce import reproduce as rebuild
+
+    _, store = open_control(loaded)
+    wanted = store.find_by_run(job) or store.get(job)
+    with TemporaryDirectory(prefix="driftd-") as scratch, spinner("training again"):
+        environment = {**os.environ, **job_environment(loaded.config)}
+        found = rebuild(wanted, folder or Path(scratch), environment)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        kept = f", kept in {found.folder}" if folder else ""
+        click.echo(f"{wanted.id}: {'reproduced' if found.same else 'NOT reproduced'}{kept}")
+        for line in found.to_words():
+            click.echo(line)
+    if not found.same:
         raise click.exceptions.Exit(1)
 
 

@@ -25,6 +25,7 @@ from retrain.holds import Pause, pause, resume
 from retrain.job import Driver, Limits, utc_now
 from retrain.operate import approve, register_initial, rollback
 from retrain.registry import Registry, import_mlflow, load_champion
+from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.spec import JobSpec
 from retrain.states import JobState
@@ -201,6 +202,41 @@ def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path
     tags = next(t for t in runs(spec(tmp_path)) if t.get("driftd.job_id") == "job-1")
     assert tags["driftd.gate.size"] == "failed"
     assert tags["driftd.gate.function.tests.retrain_data:few_refusals"] == "passed"
+
+
+def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    store = submit(tmp_path, spec(tmp_path))
+    assert drive(tmp_path) is JobState.WATCHED
+    write(tmp_path / "outcomes", outcomes(300, seed=5))  # what came later is not in it
+    job = store.get("job-1")
+    found = reproduce(job, tmp_path / "again", dict(os.environ))
+    assert found.same
+    assert {c.what: c.same for c in (*found.causes, *found.results)} == dict.fromkeys(
+        ("rows", "code", "configuration", "packages", "metrics", "predictions"), True
+    )
+    assert "300 of 300 answers; scores differ by 0 at most" in [c.detail for c in found.results]
+    found_by_run = store.find_by_run(job.result["run_id"])
+    assert found_by_run is not None
+    assert found_by_run.id == "job-1"
+
+    other = replace(job, spec=replace(job.spec, config=job.spec.config.model_copy(update={"trainer": LOGISTIC})))
+    changed = reproduce(other, tmp_path / "other", dict(os.environ))
+    assert not changed.same
+    assert {c.what for c in (*changed.causes, *changed.results) if not c.same} == {
+        "code", "configuration", "metrics", "predictions"
+    }  # fmt: skip
+    assert "roc_auc" in next(c.detail for c in changed.results if c.what == "metrics")
+
+
+def test_a_job_whose_rows_are_gone_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC))
+    assert drive(tmp_path) is JobState.WATCHED
+    for file in (tmp_path / "outcomes").rglob("*.parquet"):
+        file.unlink()  # as vacuum does
+    with pytest.raises(Refused, match=r"version 0 of .*outcomes cannot be read; is it older than"):
+        reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
 
 
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def driftd(config: Path | None, *arguments: str) -> Result:
     "command",
     [[], ["run"], ["check"], ["status"], ["retrain"], ["approve"], ["reject"], ["rollback"], ["report"], ["forget"],
      ["dead-letters"], ["dead-letters", "list"], ["dead-letters", "replay"], ["demo"],
-     ["pause"], ["resume"], ["audit"], ["audit", "verify"], ["audit", "export"], ["audit", "serving"]],
+     ["pause"], ["resume"], ["reproduce"], ["audit"], ["audit", "verify"], ["audit", "export"], ["audit", "serving"]],
 )  # fmt: skip
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = driftd(None, *command, "--help")
@@ -170,6 +170,10 @@ def test_the_same_code_asks_for_one_retrain(config: Path) -> None:
 def test_unknown_job_is_exit_1(config: Path) -> None:
     result = driftd(config, "approve", "nothing")
     assert (result.exit_code, result.stderr) == (1, "driftd: no job 'nothing'\n")
+
+
+def test_an_unknown_job_cannot_be_reproduced(config: Path) -> None:
+    assert driftd(config, "reproduce", "nothing").stderr == "driftd: no job 'nothing'\n"
 
 
 def test_report_without_windows_is_exit_2(config: Path) -> None:

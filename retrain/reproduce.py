@@ -1,0 +1,162 @@
+"""A past job again: the same rows, trained on and judged again, held against what is on record.
+
+Invariant: changes nothing but its own folder; what differs (rows, code, configuration, packages) is named, whether or
+not the results do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from retrain.errors import Refused, TransientError
+from retrain.evaluate import score
+from retrain.frame import labels_array
+from retrain.model_files import load_model, trusted_for
+from retrain.publish import reference_rows
+from retrain.quality import METRICS, measure
+from retrain.registry import Registry
+from retrain.snapshot import Snapshot, TooLittle, take_snapshot
+from retrain.spec import JobSpec
+from retrain.store import Job
+from retrain.trainer import TrainingFailed, run_trainer
+
+TOLERANCE = 1e-9
+"""Numbers that differ by no more are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing held against the record. `same` None: there is nothing on record to hold it against."""
+
+    what: str
+    same: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduced:
+    job: str
+    folder: str
+    causes: tuple[Check, ...]
+    results: tuple[Check, ...]
+
+    @property
+    def same(self) -> bool:
+        """Metrics and predictions are what they were."""
+        return all(check.same is not False for check in self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        def lines(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
+            return [{"what": c.what, "same": c.same, "detail": c.detail} for c in checks]
+
+        return {
+            "job": self.job, "folder": self.folder, "same": self.same,
+            "causes": lines(self.causes), "results": lines(self.results),
+        }  # fmt: skip
+
+    def to_words(self) -> Iterator[str]:
+        for check in (*self.causes, *self.results):
+            word = {True: "the same", False: "OTHER", None: "unknown"}[check.same]
+            yield f"  {check.what:13} {word:9} {check.detail}"
+
+
+def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
+    """Rebuild `job` below `folder`. Raises Refused when it took no snapshot or its rows cannot be read any more."""
+    recorded = job.result.get("snapshot")
+    if recorded is None:
+        raise Refused(f"job {job.id} took no snapshot: there is nothing to rebuild")
+    spec = replace(job.spec, work_dir=str(folder))
+    version = recorded["delta_version"]
+    try:
+        taken = take_snapshot(spec, spec.open_storage_options(environ), version)
+    except TransientError as exc:
+        raise Refused(f"version {version} of {spec.outcomes_uri} cannot be read; is it older than "
+                      f"lake.keep_versions_for? {exc}") from exc  # fmt: skip
+    if isinstance(taken, TooLittle):
+        raise Refused(f"version {version} of {spec.outcomes_uri}: {taken.reason}")
+    trained = run_trainer(spec, taken.train_path, environ)
+    if isinstance(trained, TrainingFailed):
+        raise Refused(f"training failed: {trained.message}")
+    causes = tuple(_causes(recorded, taken.manifest))
+    return Reproduced(job.id, str(taken.folder), causes, tuple(_results(job, spec, taken)))
+
+
+def _causes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Check]:
+    rows = f"{now['train']['rows']} training, {now['holdout']['rows']} holdout, sha256 {now['rows_digest']}"
+    yield Check("rows", then["rows_digest"] == now["rows_digest"], rows)
+    commits = f"commit {then.get('git_commit') or 'unknown'} then, {now['git_commit'] or 'unknown'} now"
+    yield Check("code", then["code_digest"] == now["code_digest"], commits)
+    yield Check("configuration", then["config_digest"] == now["config_digest"], str(now["config_digest"]))
+    if (before := then.get("environment")) is None:
+        yield Check("packages", None, "the job is from before they were recorded")
+        return
+    after = now["environment"]
+    versions = {"python": before["python"], **before["packages"]}, {"python": after["python"], **after["packages"]}
+    changed = [f"{n} {versions[0].get(n)} then, {v} now" for n, v in versions[1].items() if versions[0].get(n) != v]
+    same = before["digest"] == after["digest"]
+    yield Check("packages", same, "; ".join(changed) or ("" if same else "others than the main ones"))
+
+
+def _results(job: Job, spec: JobSpec, taken: Snapshot) -> Iterator[Check]:
+    schema, holdout, trusted = spec.schema, taken.holdout(), trusted_for(spec.config)
+    model = load_model(taken.folder / "model", trusted)
+    side = score(model, holdout, schema, source="rebuilt", inputs=model.inputs)
+    labels = labels_array(holdout, schema)
+    yield _metrics(job, {name: measure(name, labels, side.predictions, schema) for name in METRICS[schema.task]})
+    registry = Registry(spec.tracking_uri)
+    run = job.result.get("run_id")
+    path = registry.fetch_run_reference(run, taken.folder / "recorded") if run else None
+    if path is None:
+        yield Check("predictions", None, "the job left none in MLflow")
+        return
+    now = reference_rows(holdout, side, schema)
+    yield _answers(pl.read_parquet(path), now, schema.score_columns)
+
+
+def _metrics(job: Job, found: Mapping[str, float | None]) -> Check:
+    challenger = job.result.get("challenger")
+    if challenger is None:
+        return Check("metrics", None, "the job was not judged")
+    then = challenger["metrics"]
+    # Rows that the champion could not answer for were left out of what is on record.
+    if challenger["rows"] != job.result["snapshot"]["holdout"]["rows"]:
+        return Check("metrics", None, f"on record are those of {challenger['rows']} of the holdout rows")
+    other = [
+        f"{n} {_number(then.get(n))} then, {_number(v)} now" for n, v in found.items() if not _equal(then.get(n), v)
+    ]
+    return Check("metrics", not other, "; ".join(other) or ", ".join(f"{n} {_number(v)}" for n, v in found.items()))
+
+
+def _answers(then: pl.DataFrame, now: pl.DataFrame, scores: tuple[str, ...]) -> Check:
+    both = then.join(now, on="prediction_id", how="inner", suffix="_now")
+    if both.is_empty():
+        return Check("predictions", False, "no prediction of the record is among these rows")
+    if then["prediction"].dtype.is_numeric():
+        differs = (both["prediction"] - both["prediction_now"]).abs() > TOLERANCE
+    else:
+        differs = both["prediction"] != both["prediction_now"]
+    farthest = max((_farthest(both, c) for c in scores if f"{c}_now" in both.columns), default=0.0)
+    detail = f"{int((~differs).sum())} of {len(then)} answers"
+    detail += f"; scores differ by {farthest:.3g} at most" if scores else ""
+    same = len(both) == len(then) and not differs.any() and farthest <= TOLERANCE
+    return Check("predictions", bool(same), detail)
+
+
+def _farthest(both: pl.DataFrame, column: str) -> float:
+    return float(np.max(np.abs((both[column] - both[f"{column}_now"]).to_numpy())))
+
+
+def _equal(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= TOLERANCE
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.6g}"
