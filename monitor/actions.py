@@ -128,8 +128,8 @@ class Actions:
         if model not in (known := self._daemon.evaluators):
             raise LookupError(f"no model {model!r}; configured are {', '.join(sorted(known))}")
 
-    def approve(self, job: str, actor: str) -> None:
-        self._daemon.store.approve(job, actor, datetime.now(UTC))
+    def approve(self, job: str, actor: str, reason: str) -> None:
+        self._daemon.store.approve(job, actor, datetime.now(UTC), reason)
 
     def reject(self, job: str, actor: str, reason: str) -> None:
         self._command("reject", "--actor", actor, "--reason", reason, "--", job)

@@ -154,8 +154,13 @@ class RetrainConfig(Section):
         True, description="a challenger that passed the gates is trained again, holdout included, and that is promoted"
     )
     seed: int = Field(0, description="seed of the trainer and of the bootstrap")
-    approval: Literal["auto", "manual"] = Field(
-        "auto", description="manual: a challenger that passed waits for `driftd approve`"
+    approval: Literal["auto", "manual", "close_calls"] = Field(
+        "auto",
+        description="manual: a challenger that passed waits for `driftd approve`; close_calls: only one that is not "
+        "better by `close_call` does",
+    )
+    close_call: float = Field(
+        3.0, gt=0, description="standard errors of the difference by which a challenger is clearly better"
     )
     maintenance: tuple[MaintenanceConfig, ...] = Field(
         (), strict=False, description="times in which the model is left as it is"

@@ -27,13 +27,13 @@ from retrain.trainer import TrainingFailed, run_trainer
 log = structlog.get_logger()
 
 
-def approve(store: Store, job_id: str, actor: str, now: datetime) -> None:
+def approve(store: Store, job_id: str, actor: str, now: datetime, reason: str = "") -> None:
     """The waiting challenger may be promoted; the job goes on when it is run again (`Store.drivable`)."""
     try:
-        store.approve(job_id, actor, now)
+        store.approve(job_id, actor, now, reason)
     except LostRace as exc:
         raise Refused(str(exc)) from exc
-    log.info("challenger_approved", job_id=job_id, actor=actor)
+    log.info("challenger_approved", job_id=job_id, actor=actor, reason=reason)
 
 
 def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: str, now: datetime) -> None:

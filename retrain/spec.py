@@ -27,6 +27,7 @@ _OPERATIONAL = {
     "memory_limit",
     "approval",
     "approval_timeout",
+    "close_call",
     "cooldown",
     "maintenance",
     "max_per_day",

@@ -220,8 +220,13 @@ class Steps:
     def _conclude(self) -> Next | None:
         if self._result["decision"] == "reject":
             return self._reject("; ".join(self._result["reasons"]))
-        if self._spec.config.approval == "manual":
-            return Next(JobState.AWAITING_APPROVAL, f"version {self._result['version']} passed every gate")
+        config, gain = self._spec.config, self._result["gain"]
+        close = gain is None or gain < config.close_call
+        if config.approval == "manual" or (config.approval == "close_calls" and close):
+            detail = f"version {self._result['version']} passed every gate"
+            if gain is not None:
+                detail += f"; it is better by {gain:.2g} standard errors, {config.close_call:g} would be clear"
+            return Next(JobState.AWAITING_APPROVAL, detail)
         return self._promote("job")
 
     def _await_approval(self) -> Next | None:

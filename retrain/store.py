@@ -204,7 +204,7 @@ class Store:
             if connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount != 1:
                 raise LeaseLost(f"job {job_id}: another process holds its lease")
 
-    def approve(self, job_id: str, actor: str, now: datetime) -> None:
+    def approve(self, job_id: str, actor: str, now: datetime, reason: str = "") -> None:
         """Records the approval; the job goes on when it is run again. Raises LostRace when it does not wait."""
         waiting = JobState.AWAITING_APPROVAL
         with writing(self.engine) as connection:
@@ -214,7 +214,8 @@ class Store:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, waiting, JobState.PROMOTED)
             model = connection.scalar(select(jobs.c.model).where(jobs.c.id == job_id))
-            _record(connection, job_id, str(model), Step(waiting, waiting, now, actor, "approved"), {})
+            detail = "approved" + (f": {reason}" if reason else "")
+            _record(connection, job_id, str(model), Step(waiting, waiting, now, actor, detail), {})
 
     # -- leases
 

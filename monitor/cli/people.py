@@ -128,11 +128,14 @@ def resume(model: str | None, actor: str | None, reason: str, loaded: LoadedConf
 @click.command()
 @click.argument("job")
 @ACTOR
+@REASON
 @with_config
-def approve(job: str, actor: str | None, loaded: LoadedConfig) -> None:
+def approve(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Let a challenger that waits for approval be promoted."""
+    from retrain import operate
+
     _, store = open_control(loaded)
-    store.approve(job, user(actor), datetime.now(UTC))
+    operate.approve(store, job, user(actor), datetime.now(UTC), reason)
     click.echo(f"{job}: approved")
 
 

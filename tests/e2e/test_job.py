@@ -239,6 +239,18 @@ def test_a_job_whose_rows_are_gone_says_so(tmp_path: Path) -> None:
         reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
 
 
+@pytest.mark.parametrize(("close_call", "state"), [(1.0, JobState.WATCHED), (900.0, JobState.AWAITING_APPROVAL)])
+def test_a_person_is_asked_about_close_calls_only(tmp_path: Path, close_call: float, state: JobState) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=close_call))
+    assert drive(tmp_path) is state
+    if state is JobState.AWAITING_APPROVAL:
+        assert "standard errors, 900 would be clear" in store.history("job-1")[-1].detail
+        approve(store, "job-1", "ann", utc_now(), "seen the numbers")
+        assert drive(tmp_path) is JobState.WATCHED
+        assert [s.detail for s in store.history("job-1") if s.actor == "ann"] == ["approved: seen the numbers"]
+
+
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
     wanted = spec(tmp_path, trainer=LOGISTIC)

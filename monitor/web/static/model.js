@@ -85,7 +85,7 @@ class ModelPage {
     if (waiting) {
       const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
       buttons.unshift(
-        h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`, false) }, "Approve…"),
+        h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`) }, "Approve…"),
         h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}.`) }, "Reject…"),
       );
     }
