@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from monitor.measure.methods import METHODS
 from monitor.metrics import Metrics
 from monitor.rules import ForWindows
-from monitor.sections import Config
+from monitor.sections import Config, Secret
 from retrain.config import format_duration
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[str]:
         key = field.alias or name
         inner, shape = _inner(field.annotation)
         where = f"{path}.{key}" if path else key
-        if inner is not None and key not in ("token", "username", "password", "options"):
+        if inner is not None:
             nested.append((inner, where + (".<name>" if shape == "dict" else "[]" if shape == "tuple" else "")))
             if shape != "tuple":
                 continue
@@ -75,7 +75,7 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[str]:
 
 def _inner(annotation: Any) -> tuple[type[BaseModel] | None, str]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, "table"
+        return (None, "") if annotation is Secret else (annotation, "table")
     shape = {dict: "dict", tuple: "tuple"}.get(get_origin(annotation), "table")
     for argument in get_args(annotation):
         found, deeper = _inner(argument)
@@ -122,7 +122,7 @@ def _default(field: FieldInfo) -> str:
         case ForWindows():
             return f'`"{value}"`'
         case tuple():
-            return f"`{list(value)}`"
+            return f"`{[v.value if isinstance(v, Enum) else v for v in value]}`"
         case bool():
             return f"`{str(value).lower()}`"
         case _:

@@ -28,11 +28,12 @@ from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
 from monitor.observer import Observer
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
-from monitor.sections import Config
+from monitor.sections import Config, Secret
 from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
 from monitor.supervisor import SpecOf, Supervisor, job_history
+from monitor.webhooks import Webhook, Webhooks
 from monitor.workers import Workers
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
@@ -91,6 +92,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
+        webhooks=Webhooks(_webhooks(config), store.engine, metrics, stop),
         stop=stop,
         reload=threading.Event(),
     )
@@ -151,6 +153,16 @@ def _annotator(
         return None
     sink = GrafanaAnnotations(grafana.url, grafana.token.reveal())
     return Annotator(sink, SentLog(store.engine), partial(activities, ledger, store), metrics, stop, grafana.dashboard)
+
+
+def _webhooks(config: Config) -> list[Webhook]:
+    def revealed(value: str | Secret | None) -> str | None:
+        return value.reveal() if isinstance(value, Secret) else value
+
+    return [
+        Webhook(w.name, str(revealed(w.url)), revealed(w.secret), frozenset(w.events), w.template)
+        for w in config.webhooks
+    ]
 
 
 def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:

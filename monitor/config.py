@@ -123,6 +123,10 @@ def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:
                 yield f"{where}: {exc.problems[0]}"
         elif isinstance(value, BaseModel):
             yield from _missing_secrets(value, f"{where}.")
+        elif isinstance(value, tuple):
+            for i, entry in enumerate(value):
+                if isinstance(entry, BaseModel):
+                    yield from _missing_secrets(entry, f"{where}[{i}].")
         elif isinstance(value, dict):
             for key, entry in value.items():
                 if isinstance(entry, Secret):

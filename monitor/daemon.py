@@ -43,6 +43,7 @@ from monitor.state_folder import StateFolder
 from monitor.supervisor import Supervisor
 from monitor.triggers import Cause
 from monitor.web.app import build_app
+from monitor.webhooks import Webhooks
 from monitor.workers import Workers
 from retrain.request import TriggerKind
 from retrain.store import Store
@@ -74,6 +75,7 @@ class Daemon:
     observer: Observer
     listener: socket.socket
     annotator: Annotator | None
+    webhooks: Webhooks
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -134,6 +136,8 @@ class Daemon:
         scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
         if self.annotator is not None:  # a job of its own: a Grafana that hangs keeps nothing else waiting
             scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
+        if self.config.webhooks:
+            scheduler.add_job(self.tell_webhooks, IntervalTrigger(seconds=min(5.0, every)), id="webhooks")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
         scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
@@ -223,6 +227,14 @@ class Daemon:
             except TransientError as exc:  # `supervise` says so, and the readiness of `control`
                 log.debug("annotations_waiting", detail=str(exc))
 
+    def tell_webhooks(self) -> None:
+        """Deliver what happened. Only the leader does, so that a webhook hears everything once."""
+        if self.leads:
+            try:
+                self.webhooks.send(datetime.now(UTC))
+            except TransientError as exc:  # `supervise` says so
+                log.debug("webhooks_waiting", detail=str(exc))
+
     def maintain(self) -> None:
         """Compact, expire and vacuum the lake (one replica does it for all); drop old reports."""
         now = datetime.now(UTC)
@@ -294,6 +306,9 @@ class Daemon:
 
     def declare(self) -> None:
         """Let every series of the configuration in force exist."""
+        for hook in self.config.webhooks:
+            for outcome in ("sent", "failed"):
+                self.metrics.webhook_deliveries.labels(hook.name, outcome)
         self.metrics.declare(distribution_version("driftd"), {m: e.plan.rules for m, e in self.evaluators.items()})
         self.metrics.model_info.clear()
         for model, evaluator in self.evaluators.items():
@@ -334,7 +349,7 @@ class Daemon:
         log.info("config_reloaded", digest=self.config.digest())
 
 
-_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana")
+_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks")
 
 
 def _serve(daemon: Daemon, actions: Actions) -> Any:

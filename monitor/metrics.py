@@ -319,6 +319,9 @@ class Metrics:
         self.jobs = Gauge("driftd_jobs", "Retrain jobs by state", ("model", "state"), registry=r)
         self.job_process_exits = Counter("driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r)
         self.annotations = Counter("driftd_annotations", "Annotations sent to Grafana", ("outcome",), registry=r)
+        self.webhook_deliveries = Counter(
+            "driftd_webhook_deliveries", "Deliveries to webhooks", ("webhook", "outcome"), registry=r
+        )
         self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
 
     def count_decision(self, decision: RetrainRequest | Suppressed) -> None:

@@ -22,6 +22,7 @@ from monitor.measure.methods import METHODS, methods_for
 from monitor.measure.scores import SCORES
 from monitor.measurement import Measure
 from monitor.rules import Action, ForEvidence, ForWindows, Severity, parse_for
+from monitor.webhook_events import DEFAULT_EVENTS, FIELDS, WebhookEvent, fill
 from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
 from retrain.schema import FeatureKind, Task
 
@@ -508,6 +509,29 @@ class GrafanaConfig(Section):
     )
 
 
+class WebhookConfig(Section):
+    """Who is told what happens, by HTTP: see docs/webhooks.md."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,60}$")
+    url: str | Secret = Field(description="where each event is posted; a secret where the address is one")
+    secret: Secret | None = Field(None, description="signs each body (HMAC-SHA-256) in the header X-Driftd-Signature")
+    events: tuple[Annotated[WebhookEvent, Field(strict=False)], ...] = Field(
+        DEFAULT_EVENTS, strict=False, description="what it is told of"
+    )
+    template: str | None = Field(None, description="JSON with $text, $model, .. instead of driftd's own document")
+
+    @model_validator(mode="after")
+    def _usable(self) -> WebhookConfig:
+        if isinstance(self.url, str) and not re.match(r"https?://[^/\s]+", self.url):
+            raise ValueError("url must begin with http:// or https://")
+        if self.template is not None:
+            try:
+                fill(self.template, dict.fromkeys(FIELDS, "x"))
+            except ValueError as exc:
+                raise ValueError(f"template: {exc}") from exc
+        return self
+
+
 class DaemonConfig(Section):
     state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
     tick: Duration = Field(
@@ -528,7 +552,15 @@ class Config(Section):
     source: SourceConfig = SourceConfig()
     mlflow: MlflowConfig = MlflowConfig()
     grafana: GrafanaConfig | None = None
+    webhooks: tuple[WebhookConfig, ...] = Field((), strict=False, description="who is told what happens")
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _webhooks_told_apart(self) -> Config:
+        mistakes = list(_once("webhooks", [w.name for w in self.webhooks]))
+        if mistakes:
+            raise MistakesFound(mistakes)
+        return self
 
     @property
     def state(self) -> Path:

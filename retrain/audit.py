@@ -175,9 +175,15 @@ def note(engine: Engine, entry: Entry) -> None:
 
 
 def entries(
-    engine: Engine, *, model: str | None = None, since: datetime | None = None, until: datetime | None = None
+    engine: Engine,
+    *,
+    model: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    after: int = 0,
 ) -> Iterator[Recorded]:
-    """Oldest first, read page by page; `since` <= at < `until`. With `model` also the entries about all models."""
+    """Oldest first, read page by page, those with a number above `after`; `since` <= at < `until`. With `model` also
+    the entries about all models."""
     where: list[ColumnElement[bool]] = []
     if model is not None:
         where.append(_entries.c.model.in_([model, ""]))
@@ -185,7 +191,6 @@ def entries(
         where.append(_entries.c.at >= since)
     if until is not None:
         where.append(_entries.c.at < until)
-    after = 0
     while True:
         page = select(_entries).where(_entries.c.number > after, *where).order_by(_entries.c.number).limit(_PAGE)
         with reading(engine) as connection:
@@ -194,6 +199,12 @@ def entries(
         if len(rows) < _PAGE:
             return
         after = rows[-1]["number"]
+
+
+def head(engine: Engine) -> int:
+    """The newest entry's number; 0 before the first."""
+    with reading(engine) as connection:
+        return int(connection.scalar(select(_head.c.number)) or 0)
 
 
 def newest(engine: Engine, kind: AuditKind) -> Recorded | None:
