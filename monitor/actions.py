@@ -91,7 +91,7 @@ class Actions:
         self._known(model)
         now = datetime.now(UTC)
         given = self._answer(asked_by_person(model, actor, reason, now, git_ref), now)
-        return {"job": given.job, "decision": given.to_words()}
+        return {"job": given.job, "decision": given.words}
 
     def alerts(self, body: dict[str, Any]) -> dict[str, Any]:
         now, told = datetime.now(UTC), []
@@ -100,21 +100,21 @@ class Actions:
                 told.append({"alert": found.alert, "job": None, "decision": f"not used: {found.detail}"})
                 continue
             given = self._answer(found, now)
-            told.append({"alert": found.evidence["alert"], "job": given.job, "decision": given.to_words()})
+            told.append({"alert": found.evidence["alert"], "job": given.job, "decision": given.words})
         return {"alerts": told}
 
     def _answer(self, cause: Cause, now: datetime) -> Answer:
         daemon = self._daemon
         given = answer(daemon.loaded, daemon.ledger, daemon.store, cause, now)
-        if given.new:
-            daemon.metrics.count_decision(given.decision)
+        if given.recorded is not None:
+            daemon.metrics.count_decision(given.recorded)
         return given
 
     def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]:
         if model != ALL:
             self._known(model)
         now = datetime.now(UTC)
-        until = now + length if length else None
+        until = None if length is None else now + length
         wanted = Pause(model, now, until, actor, reason)
         holds.pause(self._daemon.store.engine, wanted)
         return {"decision": wanted.to_words()}

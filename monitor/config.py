@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -147,3 +147,6 @@ def _literal_secrets(config: Config) -> Iterator[str]:
     for place, uri in (("mlflow.tracking_uri", config.mlflow.tracking_uri), ("lake.uri", config.lake.uri)):
         if uri and "://" in uri and urlsplit(uri).password:
             yield f"{place}: holds a password; pass it by environment variable instead"
+    url = urlsplit(config.daemon.control_url or "")
+    if url.password or "password" in parse_qs(url.query):
+        yield "daemon.control_url: holds a password: keep it in a service file (docs/operating.md, Scale)"

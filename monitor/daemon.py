@@ -21,7 +21,6 @@ from typing import Any
 import structlog
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -45,6 +44,7 @@ from monitor.triggers import Cause
 from monitor.web.app import build_app
 from monitor.webhooks import Webhooks
 from monitor.workers import Workers
+from retrain.cron import cron_trigger
 from retrain.request import TriggerKind
 from retrain.store import Store
 
@@ -149,7 +149,7 @@ class Daemon:
         for model, evaluator in self.evaluators.items():
             job_id = f"schedule:{model}"
             if evaluator.plan.schedule:
-                cron = CronTrigger.from_crontab(evaluator.plan.schedule, timezone=UTC)
+                cron = cron_trigger(evaluator.plan.schedule, UTC)
                 scheduler.add_job(self.on_schedule, cron, args=[model], id=job_id, replace_existing=True)
             elif scheduler.get_job(job_id) is not None:
                 scheduler.remove_job(job_id)

@@ -294,6 +294,12 @@ class Ledger:
                 kind = AuditKind.REQUEST_DROPPED
                 audit.append(db, Entry(now, kind, request.model, audit.DRIFTD, request.id, dropped))
 
+    def request_note(self, request_id: str) -> str | None:
+        """Why the request was dropped, empty when it was not; None when nobody asked for it."""
+        query = select(_decisions.c.detail).where(_decisions.c.request_id == request_id)
+        with reading(self._engine) as db:
+            return db.scalar(query)
+
     def last_request(self, model: str) -> RetrainRequest | None:
         """The newest request of a model, whatever became of it."""
         query = (

@@ -22,28 +22,22 @@ from monitor.measure.reports import ReportTask, make_report
 from monitor.measurement import WindowKey
 from monitor.plan import plans
 from monitor.supervisor import job_history
-from monitor.triggers import Cause, Suppressed, decide
+from monitor.triggers import Cause, Suppressed, decide, request_id
 from retrain import audit
 from retrain.audit import AuditKind, Entry
 from retrain.request import RetrainRequest, TriggerKind
+from retrain.states import JobState
 from retrain.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`new`: it was put on record; it says nothing new otherwise."""
+    """`recorded` None: this says nothing new, for instance because the same occasion has asked before. `job` None:
+    refused, or the job of then failed."""
 
-    decision: RetrainRequest | Suppressed
-    new: bool
-
-    @property
-    def job(self) -> str | None:
-        return None if isinstance(self.decision, Suppressed) else self.decision.id
-
-    def to_words(self) -> str:
-        if isinstance(self.decision, Suppressed):
-            return f"not retrained: {self.decision.detail}"
-        return f"retrain requested, job {self.decision.id}"
+    recorded: RetrainRequest | Suppressed | None
+    job: str | None
+    words: str
 
 
 def asked_by_person(model: str, actor: str, reason: str, now: datetime, git_ref: str | None = None) -> Cause:
@@ -60,11 +54,24 @@ def asked_by_person(model: str, actor: str, reason: str, now: datetime, git_ref:
 
 def answer(loaded: LoadedConfig, ledger: Ledger, store: Store, cause: Cause, now: datetime) -> Answer:
     """Decide on a cause from outside and record the decision; the daemon hands a request to a job."""
+    if (asked := ledger.request_note(request_id(cause))) is not None:
+        return _asked_before(store, request_id(cause), asked)
     plan = plans(loaded)[cause.model]
     last = ledger.last_request(cause.model)
     history = all_known(job_history(store, cause.model, now), ledger, plan, last, now)
     decision = decide(placed(cause, history.requests), plan.triggers, history, now)
-    return Answer(decision, ledger.decide(decision, now))
+    recorded = decision if ledger.decide(decision, now) else None
+    if isinstance(decision, Suppressed):
+        return Answer(recorded, None, f"not retrained: {decision.detail}")
+    return Answer(recorded, decision.id, f"retrain requested, job {decision.id}")
+
+
+def _asked_before(store: Store, name: str, dropped: str) -> Answer:
+    job = store.find(name)
+    if dropped or (job is not None and job.state is JobState.FAILED):
+        why = dropped or f"job {name} failed: {job.error if job else ''}"
+        return Answer(None, None, f"not retrained: this has asked before, and {why}; ask without --git-ref, or by hand")
+    return Answer(None, name, f"this has asked before: job {name} is {job.state.value if job else 'requested'}")
 
 
 def note_forgotten(

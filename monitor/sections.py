@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from monitor.measurement import Measure
 from monitor.rules import Action, ForEvidence, ForWindows, Severity, parse_for
 from monitor.webhook_events import DEFAULT_EVENTS, FIELDS, WebhookEvent, fill
 from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
+from retrain.cron import cron_trigger
 from retrain.schema import FeatureKind, Task
 
 _ZERO = timedelta(0)
@@ -340,7 +341,7 @@ class ModelConfig(Section):
     combinations: tuple[CombinationConfig, ...] = Field(
         (), strict=False, description="rules that retrain when they fire together"
     )
-    schedule: str | None = Field(None, description='cron expression of an unconditional retrain: "0 3 * * 1"')
+    schedule: str | None = Field(None, description='cron expression (UTC) of an unconditional retrain: "0 3 * * mon"')
     new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
     retrain: RetrainConfig = RetrainConfig()
 
@@ -465,10 +466,8 @@ def _about_combinations(section: ModelConfig) -> Mistakes:
 def _about_schedule(section: ModelConfig) -> Mistakes:
     if section.schedule is None:
         return
-    from apscheduler.triggers.cron import CronTrigger
-
     try:
-        CronTrigger.from_crontab(section.schedule)
+        cron_trigger(section.schedule, UTC)
     except ValueError as exc:
         yield "schedule", f'must be a cron expression such as "0 3 * * 1" (got {section.schedule!r}): {exc}'
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import structlog
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from monitor.triggers import LOOK_BACK, JobHistory, PastJob
-from retrain.holds import paused, why_held
+from retrain.config import MaintenanceConfig
+from retrain.holds import paused, told_to_job, why_held
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
@@ -85,9 +86,16 @@ class Supervisor:
 
     def _held(self, job: Job, now: datetime) -> bool:
         """Nothing is left to do but to promote, and the model must be left as it is."""
-        if job.result.get("decision") != "promote":
+        if job.result.get("decision") != "promote" or job.result.get("promoting"):
             return False
-        return bool(why_held(self._store.engine, job.model, job.spec.config.maintenance, now))
+        return bool(why_held(self._store.engine, job.model, self._maintenance(job), now))
+
+    def _maintenance(self, job: Job) -> Sequence[MaintenanceConfig]:
+        """As it is in force now: the job may be from before a reload."""
+        try:
+            return self._spec_of(job.spec.request).config.maintenance
+        except KeyError:  # the model is no longer configured
+            return job.spec.config.maintenance
 
     def close(self) -> None:
         """Leave running jobs to themselves; the next daemon finds them by their lease."""
@@ -103,7 +111,12 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **self._environment, "DRIFTD_CONTROL": self._control_url},
+                env={
+                    **os.environ,
+                    **self._environment,
+                    **told_to_job(self._maintenance(job)),
+                    "DRIFTD_CONTROL": self._control_url,
+                },
             )
         delay = min(300.0, 5.0 * 2**job.attempt)
         self._not_before[job.id] = now.timestamp() + delay

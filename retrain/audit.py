@@ -39,6 +39,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from retrain.database import UtcDateTime, metadata, reading, writing
 
@@ -75,21 +76,36 @@ def _begin(_table: Table, connection: Connection, **_: Any) -> None:
     connection.execute(insert(_head).values(id=1, number=0, digest=BEGINNING))
 
 
-for _dialect, _statements in {
-    "sqlite": [
-        f"CREATE TRIGGER audit_log_no_{verb} BEFORE {verb} ON audit_log "
-        "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
-        for verb in ("UPDATE", "DELETE")
+_REFUSE = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+_GUARDS = {
+    (_entries, "sqlite"): [
+        f"CREATE TRIGGER audit_log_no_update BEFORE UPDATE ON audit_log {_REFUSE}",
+        f"CREATE TRIGGER audit_log_no_delete BEFORE DELETE ON audit_log {_REFUSE}",
+        "CREATE TRIGGER audit_log_no_replace BEFORE INSERT ON audit_log "  # noqa: S608 - nothing from outside
+        f"WHEN EXISTS (SELECT 1 FROM audit_log WHERE number = NEW.number) {_REFUSE}",
     ],
-    "postgresql": [
+    (_head, "sqlite"): [
+        f"CREATE TRIGGER audit_head_no_delete BEFORE DELETE ON audit_head {_REFUSE}",
+        f"CREATE TRIGGER audit_head_forward BEFORE UPDATE ON audit_head WHEN NEW.number <> OLD.number + 1 {_REFUSE}",
+    ],
+    (_entries, "postgresql"): [
         "CREATE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$",
         "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
         "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
     ],
-}.items():
+    (_head, "postgresql"): [
+        "CREATE FUNCTION audit_head_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$",
+        "CREATE TRIGGER audit_head_stays BEFORE DELETE OR TRUNCATE ON audit_head "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_head_refuse()",
+        "CREATE TRIGGER audit_head_forward BEFORE UPDATE ON audit_head FOR EACH ROW "
+        "WHEN (NEW.number <> OLD.number + 1) EXECUTE FUNCTION audit_head_refuse()",
+    ],
+}
+for (_table, _dialect), _statements in _GUARDS.items():
     for _statement in _statements:
-        event.listen(_entries, "after_create", DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
+        event.listen(_table, "after_create", DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
 
 
 class AuditKind(StrEnum):
@@ -149,7 +165,7 @@ def append(connection: Connection, entry: Entry) -> None:
 
     Takes the lock of the log's head until that transaction ends: it comes after the locks the caller takes itself.
     """
-    number, previous = connection.execute(select(_head.c.number, _head.c.digest).with_for_update()).one()
+    number, previous = lock(connection)
     recorded = Recorded(
         number=number + 1,
         at=entry.at,
@@ -164,8 +180,19 @@ def append(connection: Connection, entry: Entry) -> None:
     )
     digest = recorded.digest_after(previous)
     values = {**asdict(recorded), "body": _canonical(recorded.body), "digest": digest}
-    connection.execute(insert(_entries).values(values))
+    try:
+        connection.execute(insert(_entries).values(values))
+    except IntegrityError as exc:  # callers take theirs for "recorded before"
+        raise RuntimeError(f"the audit log has an entry {recorded.number} that its head does not know") from exc
     connection.execute(update(_head).values(number=recorded.number, digest=digest))
+
+
+def lock(connection: Connection) -> tuple[int, str]:
+    """Number and digest of the newest entry, which stays the newest until the caller's transaction ends."""
+    found = connection.execute(select(_head.c.number, _head.c.digest).with_for_update()).first()
+    if found is None:
+        raise RuntimeError("the audit log has lost its head: restore the control database")
+    return found.number, found.digest
 
 
 def note(engine: Engine, entry: Entry) -> None:
@@ -227,7 +254,16 @@ def verify(engine: Engine, anchors: Mapping[int, str]) -> Verified:
     """Recompute every digest. `anchors`: digests (or their beginnings) by number, kept elsewhere: without one, a log
     that somebody has rewritten from some entry to its end looks whole."""
     with reading(engine) as connection:
-        head_number, head_digest = connection.execute(select(_head.c.number, _head.c.digest)).one()
+        head = connection.execute(select(_head.c.number, _head.c.digest)).first()
+    if head is None:
+        return Verified(0, BEGINNING, "its head is missing")
+    try:
+        return _verify(engine, anchors, head.number, head.digest)
+    except DamagedEntry as exc:
+        return Verified(0, BEGINNING, str(exc))
+
+
+def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_digest: str) -> Verified:
     number, digest = 0, BEGINNING
     for entry in entries(engine):
         if entry.number > head_number:
@@ -248,8 +284,18 @@ def verify(engine: Engine, anchors: Mapping[int, str]) -> Verified:
     return Verified(number, digest)
 
 
+class DamagedEntry(ValueError):
+    """An entry whose body is not the text that was written."""
+
+
 def _recorded(row: RowMapping) -> Recorded:
-    return Recorded(**{**row, "body": json.loads(row["body"])})
+    try:
+        body = json.loads(row["body"])
+    except ValueError as exc:
+        raise DamagedEntry(f"the body of entry {row['number']} is no JSON") from exc
+    if _canonical(body) != row["body"]:
+        raise DamagedEntry(f"the body of entry {row['number']} is not as it was written")
+    return Recorded(**{**row, "body": body})
 
 
 def _covered(entry: Recorded) -> dict[str, Any]:

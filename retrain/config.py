@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
+from retrain.cron import cron_trigger
+
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 36_500 * 86_400
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -69,14 +71,12 @@ class MaintenanceConfig(Section):
 
     @model_validator(mode="after")
     def _readable(self) -> MaintenanceConfig:
-        from apscheduler.triggers.cron import CronTrigger  # takes a while to import: only where it is needed
-
         try:
             zone = ZoneInfo(self.timezone)
         except (ValueError, LookupError, OSError) as exc:
             raise ValueError(f'timezone must be a name such as "Europe/Berlin" (got {self.timezone!r})') from exc
         try:
-            CronTrigger.from_crontab(self.cron, timezone=zone)
+            cron_trigger(self.cron, zone)
         except ValueError as exc:
             raise ValueError(f'cron must be an expression such as "0 22 * * fri" (got {self.cron!r}): {exc}') from exc
         return self

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from retrain.config import GatesConfig
 from retrain.evaluate import (
     Evaluation,
     Side,
@@ -24,7 +25,7 @@ from retrain.gates import GateResult, judge
 from retrain.model_files import LoadedModel, UnusableModel
 from retrain.quality import METRICS, Comparison, measure
 from retrain.request import TriggerKind
-from retrain.safeguards import match_of, safeguards
+from retrain.safeguards import match_of, safeguards, size_gate
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 
@@ -48,6 +49,13 @@ class Contest:
             return self
         failed = replace(self.gates[0], passed=False, detail=f"{self.gates[0].detail}; but the refit failed")
         return replace(self, gates=(failed, *self.gates[1:]))
+
+    def of_size(self, size: int, config: GatesConfig) -> Contest:
+        """The contest when a model of this size is the one that is promoted."""
+        if config.max_size is None:
+            return self
+        weighed = size_gate(size, config.max_size)
+        return replace(self, gates=tuple(weighed if g.name == weighed.name else g for g in self.gates))
 
     @property
     def gain(self) -> float | None:

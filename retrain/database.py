@@ -53,7 +53,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 def open_engine(url: str) -> Engine:
     """An engine for `sqlite:///path` (WAL, busy timeout) or any other SQLAlchemy URL. Connects on first use."""
-    if make_url(url).get_backend_name() != "sqlite":
+    backend = make_url(url).get_backend_name()
+    if backend == "postgresql":
+        return _postgres(url)
+    if backend != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
@@ -67,6 +70,20 @@ def open_engine(url: str) -> Engine:
     def begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get("read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres(url: str) -> Engine:
+    """With an end to waiting for a lock, and to a transaction whose process is frozen or gone and holds one."""
+    engine = create_engine(url, pool_pre_ping=True)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S:.0f}s'")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{2 * BUSY_TIMEOUT_S:.0f}s'")
+        connection.commit()
 
     return engine
 

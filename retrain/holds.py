@@ -7,22 +7,21 @@ entry of the audit log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Column, ColumnElement, Engine, String, Table, Text, delete, insert, or_, select
 
 from retrain import audit
 from retrain.audit import AuditKind, Entry
-from retrain.config import MaintenanceConfig
+from retrain.config import MaintenanceConfig, RetrainConfig
+from retrain.cron import cron_trigger
 from retrain.database import UtcDateTime, metadata, reading, writing
 
-if TYPE_CHECKING:
-    from apscheduler.triggers.cron import CronTrigger
-
+MAINTENANCE_VARIABLE = "DRIFTD_MAINTENANCE"
 ALL = ""
 """In place of a model: every one."""
 
@@ -58,6 +57,7 @@ def pause(engine: Engine, wanted: Pause) -> None:
     row = {name: getattr(wanted, name) for name in Pause.__dataclass_fields__}
     until = wanted.until.astimezone(UTC).isoformat() if wanted.until else None
     with writing(engine) as connection:
+        audit.lock(connection)  # two who pause at once: one after the other
         connection.execute(delete(_pauses).where(_pauses.c.model == wanted.model))
         connection.execute(insert(_pauses).values(row))
         entry = Entry(
@@ -69,6 +69,7 @@ def pause(engine: Engine, wanted: Pause) -> None:
 def resume(engine: Engine, model: str, actor: str, reason: str, now: datetime) -> bool:
     """End the pause of `model`, or the one of `ALL`; False when there is none."""
     with writing(engine) as connection:
+        audit.lock(connection)
         if connection.execute(delete(_pauses).where(_pauses.c.model == model, _standing(now))).rowcount == 0:
             return False
         audit.append(connection, Entry(now, AuditKind.RESUMED, model, actor, "retraining", reason))
@@ -76,8 +77,17 @@ def resume(engine: Engine, model: str, actor: str, reason: str, now: datetime) -
 
 
 def paused(engine: Engine, model: str, now: datetime) -> Pause | None:
-    """The pause that holds `model` now: its own, or that of all models."""
-    query = select(_pauses).where(_pauses.c.model.in_([model, ALL]), _standing(now)).order_by(_pauses.c.model)
+    """The pause that holds `model` now: that of all models, or its own."""
+    return _first(engine, [ALL, model], now)
+
+
+def own_pause(engine: Engine, model: str, now: datetime) -> Pause | None:
+    """The model's own, whatever holds all of them."""
+    return _first(engine, [model], now)
+
+
+def _first(engine: Engine, models: list[str], now: datetime) -> Pause | None:
+    query = select(_pauses).where(_pauses.c.model.in_(models), _standing(now)).order_by(_pauses.c.model)
     with reading(engine) as connection:
         found = connection.execute(query).mappings().first()
     return None if found is None else Pause(**found)
@@ -88,13 +98,13 @@ def maintenance_until(windows: Sequence[MaintenanceConfig], now: datetime) -> da
     prolongs it."""
     until = None
     for window in windows:
-        trigger, begun = _cron(window.cron, window.timezone), None
+        trigger, begun = cron_trigger(window.cron, ZoneInfo(window.timezone)), None
         begins = trigger.get_next_fire_time(None, now - window.duration)
         while begins is not None and begins <= now:
             begun = begins
             begins = trigger.get_next_fire_time(begun, begun)
-        if begun is not None and begun + window.duration > now:
-            until = max(filter(None, (until, (begun + window.duration).astimezone(UTC))))
+        if begun is not None and (end := begun.astimezone(UTC) + window.duration) > now:
+            until = max(end, until or end)
     return until
 
 
@@ -105,16 +115,21 @@ def why_held(engine: Engine, model: str, windows: Sequence[MaintenanceConfig], n
     return maintenance_words(windows, now)
 
 
+def maintenance_of(config: RetrainConfig, environ: Mapping[str, str]) -> tuple[MaintenanceConfig, ...]:
+    """The windows that a job's process goes by: those the daemon has in force, else those of its submission."""
+    if (told := environ.get(MAINTENANCE_VARIABLE)) is None:
+        return config.maintenance
+    return tuple(MaintenanceConfig.model_validate(window) for window in json.loads(told))
+
+
+def told_to_job(windows: Sequence[MaintenanceConfig]) -> dict[str, str]:
+    """The variable that `maintenance_of` reads: a job may have been submitted before a reload."""
+    return {MAINTENANCE_VARIABLE: json.dumps([window.model_dump(mode="json") for window in windows])}
+
+
 def maintenance_words(windows: Sequence[MaintenanceConfig], now: datetime) -> str:
     until = maintenance_until(windows, now)
     return f"maintenance until {until:%Y-%m-%d %H:%M} UTC" if until else ""
-
-
-@lru_cache
-def _cron(expression: str, timezone: str) -> CronTrigger:
-    from apscheduler.triggers.cron import CronTrigger
-
-    return CronTrigger.from_crontab(expression, timezone=timezone)
 
 
 def _standing(now: datetime) -> ColumnElement[bool]:

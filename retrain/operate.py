@@ -64,6 +64,10 @@ def rollback(
     before it, where known, becomes `previous`. The job that promoted the one rolled back ends as rolled_back."""
     champion = registry.resolve_alias(registered_model, CHAMPION)
     moves = store.champion_moves(model)
+    recorded = moves[0].version if moves else None
+    if to is not None and to == champion != recorded:  # moved, and then the record was cut off
+        store.record_alias(AliasMove(model, CHAMPION, champion, recorded, None, actor, now, reason))
+        return champion
     past = {v for move in moves for v in (move.version, move.previous_version) if v not in (None, champion)}
     if to is not None and to not in past:
         known = ", ".join(sorted(map(str, past))) or "none"
@@ -75,6 +79,9 @@ def rollback(
     registry.set_alias(registered_model, CHAMPION, previous)
     registry.set_alias(registered_model, PREVIOUS, None if older == champion and to is None else older)
     store.record_alias(AliasMove(model, CHAMPION, previous, champion, None, actor, now, reason))
+    promoting = store.in_flight(model)
+    if promoting is not None and promoting.result.get("promoting") and promoting.result.get("version") == champion:
+        store.advance(promoting.id, promoting.state, JobState.REJECTED, f"rolled back: {reason}", now, actor=actor)
     job_id = next((m.job_id for m in moves if m.version == champion and m.job_id is not None), None)
     if job_id is not None and job_id in {j.id for j in store.list_jobs(model, limit=1000)}:
         state = store.get(job_id).state

@@ -11,7 +11,7 @@ import importlib
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -83,10 +83,13 @@ def _calibration(match: Match, config: GatesConfig, seed: int) -> Iterator[GateR
         yield GateResult("calibration", False, None, limit, "the challenger gives no probabilities")
         return
     mine = calibration_error(*ours)
-    other = None if theirs is None else calibration_error(*theirs)
-    value, interval = _measured(_less(mine, other), len(match.rows), config, seed)
-    beside = "with no probabilities of the champion to compare" if other is None else f"against {_once(other, match)}"
-    detail = f"expected calibration error {_once(mine, match)} {beside}; worse by {limit:g} is allowed"
+    told = f"expected calibration error {_once(mine, match)}"
+    if theirs is None or match.champion.source == GUESS:
+        yield GateResult("calibration", True, None, limit, f"{told}; no champion's probabilities to compare with")
+        return
+    other = calibration_error(*theirs)
+    value, interval = _measured(lambda w: mine(w) - other(w), len(match.rows), config, seed)
+    detail = f"{told} against {_once(other, match)}; worse by {limit:g} is allowed"
     yield _at_most("calibration", value, limit, detail, interval)
 
 
@@ -103,12 +106,11 @@ def _confidence(predictions: Predictions, match: Match) -> tuple[Array, Array] |
 
 def calibration_error(probability: Array, came_true: Array) -> Statistic:
     """Expected calibration error over bins of equal numbers of rows (Naeini, Cooper & Hauskrecht 2015): how far the
-    mean probability of a bin is from the share that came true, on average over rows."""
-    order = np.argsort(probability, kind="stable")
-    bins = np.empty(len(order), dtype=int)
-    bins[order] = np.arange(len(order)) * BINS // max(len(order), 1)
-    apart = np.zeros((len(order), BINS))
-    apart[np.arange(len(order)), bins] = probability - came_true
+    mean probability of a bin is from the share that came true, on average over rows. Rows with the same probability are
+    in the same bin."""
+    lower = np.searchsorted(np.sort(probability), probability, "left")
+    apart = np.zeros((len(probability), BINS))
+    apart[np.arange(len(probability)), lower * BINS // max(len(probability), 1)] = probability - came_true
     return lambda w: np.asarray(np.abs(w @ apart).sum(axis=1) / w.sum(axis=1))
 
 
@@ -133,6 +135,8 @@ def _fairness(match: Match, config: GatesConfig, seed: int) -> Iterator[GateResu
             for s in (match.challenger, match.champion)
         ]
         value, interval = _measured(sides[0], len(match.rows), config, seed)
+        if value is not None and interval is not None:  # a difference that cannot be negative: chance adds to it
+            interval = (min(value, interval[0]), interval[1])
         detail = (
             f"by {config.fairness_segment} ({', '.join(groups)}): {_number(value)}, the champion's "
             f"{_once(sides[1], match)}; {limit:g} is allowed"
@@ -142,6 +146,8 @@ def _fairness(match: Match, config: GatesConfig, seed: int) -> Iterator[GateResu
 
 def _groups(match: Match, segment: str, least: int) -> dict[str, Array]:
     """Group -> 0/1 per row, of the groups with enough rows."""
+    if f"segment_{segment}" not in match.rows.columns:
+        return {}
     values = match.rows[f"segment_{segment}"].cast(pl.String)
     counted = values.drop_nulls().value_counts(name="rows").filter(pl.col("rows") >= least)
     names = sorted(counted[values.name].to_list())
@@ -155,12 +161,12 @@ def parity_difference(groups: dict[str, Array], _actual: Array, predicted: Array
 
 def odds_difference(groups: dict[str, Array], actual: Array, predicted: Array) -> Statistic:
     """The larger of the largest differences between groups in true and in false positive rates (equalized odds; Hardt,
-    Price & Srebro 2016)."""
+    Price & Srebro 2016). A group without positives (negatives) has no such rate; fewer than two rates: NaN."""
     of_positives, of_negatives = (
         _largest_difference([_rate(group * among, predicted) for group in groups.values()])
         for among in (actual.astype(float), (~actual).astype(float))
     )
-    return lambda w: np.fmax(of_positives(w), of_negatives(w))
+    return lambda w: np.maximum(of_positives(w), of_negatives(w))
 
 
 def _rate(among: Array, predicted: Array) -> Statistic:
@@ -176,7 +182,8 @@ def _rate(among: Array, predicted: Array) -> Statistic:
 def _largest_difference(rates: list[Statistic]) -> Statistic:
     def difference(w: Array) -> Array:
         found = np.stack([rate(w) for rate in rates])
-        return np.asarray(np.fmax.reduce(found) - np.fmin.reduce(found))
+        apart = np.fmax.reduce(found) - np.fmin.reduce(found)
+        return np.where(np.isfinite(found).sum(axis=0) >= 2, apart, np.nan)
 
     return difference
 
@@ -202,7 +209,10 @@ def _agreement(match: Match, config: GatesConfig, seed: int) -> Iterator[GateRes
 
 
 def _correlation(one: Array, two: Array) -> Statistic:
-    """Pearson's, weighted."""
+    """Pearson's, weighted; of the same answers 1, also where they are constant."""
+    if np.array_equal(one, two):
+        return lambda w: np.ones(len(w))
+    one, two = one - one.mean(), two - two.mean()  # or squares of large numbers cancel
 
     def correlation(w: Array) -> Array:
         n = w.sum(axis=1)
@@ -226,7 +236,7 @@ def _robustness(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateR
     step = max(1, -(-len(match.rows) // ROBUSTNESS_ROWS))
     rows, labels = match.rows.gather_every(step), match.labels[::step]
     sign = -1.0 if match.metric in LOWER_IS_BETTER else 1.0
-    worst, where = np.inf, ""
+    worst, where, unanswered = np.inf, "", 0
     for change, frame in _changed(features_frame(rows, match.schema), match.schema):
         try:
             a = measure(match.metric, labels, ours.predictions(frame, match.schema), match.schema)
@@ -234,8 +244,15 @@ def _robustness(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateR
             told = f"the challenger cannot answer with {change}: {type(exc).__name__}: {exc}"
             yield GateResult("robustness", False, None, -limit, told)
             return
-        if a is None or theirs is None or (b := _asked(theirs, frame, labels, match)) is None:
+        if theirs is None:
             continue
+        if (b := _asked(theirs, frame, labels, match)) is None:
+            unanswered += 1
+            continue
+        if a is None:
+            told = f"{match.metric} is not defined for the challenger with {change}, for the champion it is {b:.4g}"
+            yield GateResult("robustness", False, None, -limit, told)
+            return
         if sign * (a - b) < worst:
             worst = sign * (a - b)
             where = f"{match.metric} {a:.4g} against {b:.4g} with {change}"
@@ -244,7 +261,8 @@ def _robustness(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateR
         yield GateResult("robustness", True, None, -limit, told)
         return
     if not where:
-        yield GateResult("robustness", False, None, -limit, f"{match.metric} is not defined with any input changed")
+        told = f"the champion can be measured with none of {unanswered} changes: nothing is lost"
+        yield GateResult("robustness", True, None, -limit, told)
         return
     detail = f"worst of {len(rows)} rows: {where}; worse by {limit:g} is allowed"
     yield GateResult("robustness", bool(worst >= -limit), float(worst), -limit, detail)
@@ -273,13 +291,15 @@ def _changed(frame: pd.DataFrame, schema: ModelSchema) -> Iterator[tuple[str, pd
 
 
 def _size(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateResult]:
-    if (limit := config.max_size) is None:
-        return
-    size = match.challenger.size
+    if config.max_size is not None:
+        yield size_gate(match.challenger.size, config.max_size)
+
+
+def size_gate(size: int | None, limit: int) -> GateResult:
+    """`size` None: the model is stored nowhere, as in a backtest."""
     if size is None:
-        yield GateResult("size", True, None, limit, "the model was not stored")
-        return
-    yield _at_most("size", float(size), limit, f"{size:,} bytes stored; {limit:,} are allowed", None)
+        return GateResult("size", True, None, limit, "the model was not stored")
+    return _at_most("size", float(size), limit, f"{size:,} bytes stored; {limit:,} are allowed", None)
 
 
 def _functions(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateResult]:
@@ -288,8 +308,9 @@ def _functions(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateRe
         try:
             module, _, function = name.partition(":")
             answer = getattr(importlib.import_module(module), function)(match)
-            yield GateResult(gate, bool(answer.passed), answer.value, answer.limit, str(answer.detail))
-        except Exception as exc:  # noqa: BLE001 - a team's code: whatever it raises, the challenger has not passed
+            value, limit = _finite(answer.value), _finite(answer.limit)
+            yield GateResult(gate, bool(answer.passed), value, limit, str(answer.detail))
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a team's code: whatever it does, it has not passed
             told = traceback.format_exception_only(exc)[-1].strip()
             yield GateResult(gate, False, None, None, f"raised {told}")
 
@@ -300,8 +321,8 @@ def _functions(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateRe
 _CHECKS = (_calibration, _fairness, _agreement, _robustness, _size, _functions)
 
 
-def _less(one: Statistic, other: Statistic | None) -> Statistic:
-    return one if other is None else lambda w: one(w) - other(w)
+def _finite(value: Any) -> float | None:
+    return None if value is None or not np.isfinite(float(value)) else float(value)
 
 
 def _measured(

@@ -20,7 +20,7 @@ import structlog
 from retrain import contest, publish
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
-from retrain.holds import why_held
+from retrain.holds import maintenance_of, why_held
 from retrain.model_files import UnusableModel, load_model, trusted_for
 from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.registry import Conflict, Promoted, Registry
@@ -32,7 +32,7 @@ from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
 from retrain.watch import compare_watched, watched_rows
 
 log = structlog.get_logger()
-MLFLOW, LAKE = "mlflow", "lake"
+MLFLOW, LAKE, CONTROL = "mlflow", "lake", "control database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Steps:
             return failed
         holdout, trusted = snapshot.holdout(), trusted_for(self._spec.config)
         model = load_model(snapshot.folder / "model", trusted)
-        size = sum(f.stat().st_size for f in (snapshot.folder / "model").rglob("*") if f.is_file())
+        size = _stored_bytes(snapshot.folder / "model")
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs, size=size)
         champion = self._retry(MLFLOW, lambda: registry.resolve_alias(spec.registered_model, CHAMPION))
         theirs = self._retry(
@@ -155,7 +155,9 @@ class Steps:
         final = self._refit(snapshot, holdout) if passed and spec.config.refit else None
         if passed and final is None:
             held = held.without_refit()
-            passed = all(g.passed for g in held.gates)
+        elif final is not None:
+            held = held.of_size(_stored_bytes(final), spec.config.gates)
+        passed = all(g.passed for g in held.gates)
         run_id = self._retry(MLFLOW, lambda: publish.open_run(registry, spec, snapshot))
         self._checkpoint("run_opened")
         at = self._job.created_at
@@ -238,10 +240,12 @@ class Steps:
 
     def _promote(self, actor: str) -> Next | None:
         name, version, compared = self._spec.registered_model, self._result["version"], self._result["compared_with"]
-        text = why_held(self._store.engine, self._job.model, self._spec.config.maintenance, self._clock())
-        if text and self._retry(MLFLOW, lambda: self._registry.resolve_alias(name, CHAMPION)) != version:
-            self._store.update(self._job.id, self._owner, waiting=f"promotion waits: {text}")
-            return None
+        if not self._result.get("promoting"):  # what has begun is completed
+            if text := self._retry(CONTROL, self._why_held):
+                waiting = f"promotion waits: {text}"
+                self._retry(CONTROL, lambda: self._store.update(self._job.id, self._owner, waiting=waiting))
+                return None
+            self._retry(CONTROL, lambda: self._save(promoting=True))
         moved = self._retry(MLFLOW, lambda: self._registry.promote(name, version, compared))
         self._checkpoint("alias_moved")
         match moved:
@@ -260,6 +264,10 @@ class Steps:
                 return Next(JobState.PROMOTED, f"version {version} replaces {previous or 'nothing'} as champion")
             case unreachable:
                 assert_never(unreachable)
+
+    def _why_held(self) -> str:
+        windows = maintenance_of(self._spec.config, self._environ)
+        return why_held(self._store.engine, self._job.model, windows, self._clock())
 
     def _reject(self, reason: str) -> Next:
         self._retry(MLFLOW, lambda: self._finish_run("rejected", reason))
@@ -351,6 +359,10 @@ class Steps:
         tags = {"driftd.decision": "failed", "driftd.decision_reason": message}
         self._registry.log(run_id, at_ms=0, tags=tags)
         self._registry.end_run(run_id, "FAILED")
+
+
+def _stored_bytes(model: Path) -> int:
+    return sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
 
 
 def _has_model(folder: Path) -> bool:

@@ -75,9 +75,9 @@ def retrain(
     now = datetime.now(UTC)
     given = answer(loaded, ledger, store, asked_by_person(model, user(actor), reason, now, git_ref), now)
     if as_json:
-        click.echo(json.dumps({"request": given.job, "detail": given.to_words()}))
+        click.echo(json.dumps({"request": given.job, "detail": given.words}))
     else:
-        click.echo(f"{model}: {given.to_words()}")
+        click.echo(f"{model}: {given.words}")
     if given.job is None:
         raise click.exceptions.Exit(1)
 
@@ -96,9 +96,11 @@ def pause(model: str | None, length: str | None, actor: str | None, reason: str,
     known_model(loaded, model)
     now = datetime.now(UTC)
     try:
-        until = now + parse_duration(length) if length else None
+        until = None if length is None else now + parse_duration(length)
     except ValueError as exc:
         raise click.BadParameter(f"--for {length}: {exc}") from exc
+    if until == now:
+        raise click.BadParameter("--for: must be longer than nothing")
     wanted = holds.Pause(model or holds.ALL, now, until, user(actor), reason)
     _, store = open_control(loaded)
     holds.pause(store.engine, wanted)

@@ -124,9 +124,11 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
     async def pause(request: Request) -> Response:
         name, body = request.path_params.get("model", ""), await _body(request)
         try:
-            length = parse_duration(body["for"]) if body.get("for") else None
+            length = parse_duration(body["for"]) if body.get("for") is not None else None
         except ValueError as exc:
             raise HTTPException(400, f"for: {exc}") from exc
+        if length is not None and length <= timedelta(0):
+            raise HTTPException(400, "for: must be longer than nothing")
         reason = str(body.get("reason", ""))
         return JSONResponse(await run_in_threadpool(actions.pause, name, _actor(body), reason, length))
 

@@ -41,7 +41,7 @@ from monitor.web.series import (
     windows_of,
 )
 from monitor.windows import superseded
-from retrain.holds import why_held
+from retrain.holds import own_pause, why_held
 from retrain.store import Job, Store
 
 SPARK = 60
@@ -151,6 +151,7 @@ class Views:
             "champion": moves[0].version if moves else None,
             "champions": champions(moves),
             "held": self._held(plan, now),
+            "paused": own_pause(self._store.engine, model, now) is not None,
             "summary": summary(self._ledger.decisions(model, 1), jobs),
             "state": state(current, windows.height),
             "windows": columns(frame, windows, plan),

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from sqlalchemy import Engine
 
 from monitor.supervisor import job_history
 from retrain import audit
 from retrain.audit import AuditKind
-from retrain.errors import LeaseLost, Refused
+from retrain.errors import LeaseLost, Refused, TransientError
 from retrain.frame import features_frame
 from retrain.holds import Pause, pause, resume
 from retrain.job import Driver, Limits, utc_now
@@ -29,7 +30,7 @@ from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import Store, SubmitOutcome, open_store
+from retrain.store import AliasMove, Store, SubmitOutcome, open_store
 from tests.mlflow_server import MlflowServer
 from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 
@@ -281,6 +282,71 @@ def test_a_pause_leaves_no_promotion_half_done(tmp_path: Path) -> None:
     pause(store.engine, Pause("fraud", utc_now(), None, "ann", ""))
     assert drive(tmp_path) is JobState.WATCHED  # the alias had moved before: what is left is to put it on record
     assert [m.version for m in store.champion_moves("fraud")] == ["1"]
+
+
+def test_rolling_back_a_promotion_that_is_not_on_record_yet_ends_its_job(tmp_path: Path) -> None:
+    rows = outcomes(1200)
+    store = store_of(tmp_path)
+    environ = dict(os.environ)
+    register_initial(
+        store, spec(tmp_path, id="initial", trainer=LOGISTIC), rows[:300], rows[300:500], environ, NOW, "ann"
+    )
+    write(tmp_path / "outcomes", outcomes(1200, seed=1, flipped=True))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    submit(tmp_path, wanted)
+    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "alias_moved"))
+    child.start()
+    child.join(120)
+    registry = Registry(wanted.tracking_uri)
+    assert registry.resolve_alias("fraud", "champion") == "2"
+    assert [m.version for m in store.champion_moves("fraud")] == ["1"]
+    left = store.get("job-1").lease_owner
+    assert left is not None
+    store.release("job-1", left)
+    assert rollback(store, registry, "fraud", "fraud", "ann", "at once", utc_now()) == "1"
+    assert store.get("job-1").state is JobState.REJECTED
+    assert drive(tmp_path) is JobState.REJECTED
+    assert registry.resolve_alias("fraud", "champion") == "1"
+
+
+def test_a_champion_that_was_moved_and_not_recorded_can_be_put_on_record(tmp_path: Path) -> None:
+    rows = outcomes(600)
+    store = store_of(tmp_path)
+    first = spec(tmp_path, id="initial", trainer=LOGISTIC)
+    register_initial(store, first, rows[:300], rows[300:500], dict(os.environ), NOW, "ann")
+    store.record_alias(AliasMove("fraud", "champion", "2", "1", None, "job", NOW, "a job"))  # and then killed
+    registry = Registry(first.tracking_uri)
+    assert rollback(store, registry, "fraud", "fraud", "ann", "as it is", utc_now(), "1") == "1"
+    assert [m.version for m in store.champion_moves("fraud")] == ["1", "2", "1"]
+
+
+class Troubled(Store):
+    """Away as often as `troubles` says."""
+
+    troubles = 0
+
+    @property
+    def engine(self) -> Engine:
+        if self.troubles:
+            self.troubles -= 1
+            raise TransientError("control database: locked")
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
+
+
+def test_trouble_of_the_control_database_delays_a_promotion(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    store = Troubled(submit(tmp_path, spec(tmp_path, trainer=LOGISTIC)).engine)
+
+    def checkpoint(reached: str) -> None:
+        store.troubles = 2 if reached == "decided" else 0
+
+    limits = Limits(backoff=Backoff(first=0.2, most=1.0))
+    driver = Driver(store, environ=dict(os.environ), stopping=threading.Event(), limits=limits, checkpoint=checkpoint)
+    assert driver.drive("job-1") is JobState.WATCHED
 
 
 def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> None:

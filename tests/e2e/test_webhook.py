@@ -90,6 +90,7 @@ def test_an_alert_asks_for_one_retrain(daemon: Daemon, alertmanager: str) -> Non
     assert words[-1].startswith("retrain requested: alert FeedChanged fires: the feed has new codes")
     until("it is told again", lambda: notifications(alertmanager) >= 3)
     assert daemon.metric("driftd_retrain_requests_total", model=MODEL, trigger="webhook") == 1
+    assert [d["outcome"] for d in daemon.status()["decisions"]] == ["requested"], "a repetition says nothing new"
 
 
 def test_a_body_that_is_no_notification_is_refused_in_words(daemon: Daemon) -> None:

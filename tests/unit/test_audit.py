@@ -16,7 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from retrain import audit
 from retrain.audit import AuditKind, Entry, Verified
 from retrain.database import create_tables, open_engine, writing
+from retrain.errors import TransientError
 from tests.builders import HOUR, NOW
+from tests.postgres import PostgresServer
 
 KIND = AuditKind.ALIAS_MOVED
 
@@ -113,7 +115,15 @@ def test_newest_of_a_kind(engine: Engine) -> None:
     assert audit.newest(engine, AuditKind.CONFIGURED) is None
 
 
-@pytest.mark.parametrize("statement", ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_log SET actor = 'nobody'",
+        "DELETE FROM audit_log",
+        "DELETE FROM audit_head",
+        "UPDATE audit_head SET number = 0",
+    ],
+)
 def test_database_refuses_to_change_what_was_written(engine: Engine, statement: str) -> None:
     append(engine, entry("a"))
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
@@ -130,6 +140,9 @@ def test_database_refuses_to_change_what_was_written(engine: Engine, statement: 
         (["DELETE FROM audit_log WHERE number = 3"], "entries 3 to 3 are missing at the end"),
         (["DELETE FROM audit_log"], "entries 1 to 3 are missing at the end"),
         (["UPDATE audit_log SET previous = 'x' WHERE number = 3"], "entry 3 does not follow entry 2"),
+        (["UPDATE audit_log SET body = 'x' WHERE number = 3"], "the body of entry 3 is no JSON"),
+        (['UPDATE audit_log SET body = \'{"a":1,"a":2}\' WHERE number = 3'], "the body of entry 3 is not as it was"),
+        (["DELETE FROM audit_head"], "its head is missing"),
     ],
 )
 def test_what_was_changed_behind_the_databases_back_is_found(
@@ -139,10 +152,10 @@ def test_what_was_changed_behind_the_databases_back_is_found(
     create_tables(engine)
     append(engine, entry("a"), entry("b"), entry("c"))
     with writing(engine) as connection:
-        for trigger in ("audit_log_no_UPDATE", "audit_log_no_DELETE"):
-            connection.execute(text(f"DROP TRIGGER {trigger}"))
+        for trigger in ("log_no_update", "log_no_delete", "log_no_replace", "head_no_delete", "head_forward"):
+            connection.execute(text(f"DROP TRIGGER audit_{trigger}"))
         for statement in statements:
-            connection.execute(text(statement))
+            connection.exec_driver_sql(statement)
     assert audit.verify(engine, {}).problem.startswith(problem)
 
 
@@ -157,3 +170,43 @@ def test_history_that_was_written_anew_is_found_by_a_digest_kept_elsewhere(engin
     assert audit.verify(other, noted).problem == "entry 2 is not the one that was noted: history was rewritten"
     assert audit.verify(other, {5: "ab"}).problem == "entry 5 was noted and is not there: the end was cut off"
     assert audit.verify(engine, {1: ""}).problem, "an empty digest would be the beginning of any"
+
+
+def test_sqlite_refuses_to_replace_an_entry(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+    create_tables(engine)
+    append(engine, entry("a"))
+    columns = "number, at, model, kind, subject, detail, body, previous, digest, actor"
+    copied = columns.replace("actor", "'eve'")
+    with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
+        connection.execute(text(f"INSERT OR REPLACE INTO audit_log ({columns}) SELECT {copied} FROM audit_log"))
+
+
+def test_log_that_does_not_fit_its_head_is_no_record_known_before(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+    create_tables(engine)
+    append(engine, entry("a"))
+    with writing(engine) as connection:
+        for trigger in ("log_no_replace", "head_forward"):
+            connection.execute(text(f"DROP TRIGGER audit_{trigger}"))
+        connection.execute(text("UPDATE audit_head SET number = 0"))
+    with pytest.raises(RuntimeError, match="an entry 1 that its head does not know"):
+        append(engine, entry("b"))
+
+
+def test_postgresql_does_not_wait_for_ever_for_a_writer_that_hangs(postgres: PostgresServer) -> None:
+    engine = open_engine(postgres.create_database())
+    create_tables(engine)
+    with engine.connect() as connection:
+        waits = {
+            name: connection.scalar(text(f"SHOW {name}"))
+            for name in ("lock_timeout", "idle_in_transaction_session_timeout")
+        }
+    assert waits == {"lock_timeout": "15s", "idle_in_transaction_session_timeout": "30s"}
+    with engine.begin() as hangs:
+        audit.lock(hangs)
+        with pytest.raises(TransientError, match="lock timeout"), writing(engine) as connection:
+            connection.execute(text("SET lock_timeout = '200ms'"))
+            audit.append(connection, entry("a"))
+    append(engine, entry("b"))
+    engine.dispose()

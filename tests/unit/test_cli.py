@@ -159,6 +159,8 @@ def test_the_same_code_asks_for_one_retrain(config: Path) -> None:
         for ref in ("abc123", "abc123", "def456")
     )
     assert first == second != other
+    again = driftd(config, "retrain", "fraud", "--git-ref", "abc123")
+    assert (again.exit_code, again.output) == (0, f"fraud: this has asked before: job {first} is requested\n")
     found = json.loads(driftd(config, "status", "fraud", "--json").stdout)["models"]["fraud"]["decisions"]
     assert [d["words"] for d in found] == [
         "retrain requested: asked for by ci: code at def456",

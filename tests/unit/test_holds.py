@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine
 
 from retrain import audit
-from retrain.config import MaintenanceConfig
-from retrain.holds import ALL, Pause, maintenance_until, pause, paused, resume, why_held
+from retrain.config import MaintenanceConfig, RetrainConfig
+from retrain.holds import (
+    ALL,
+    Pause,
+    maintenance_of,
+    maintenance_until,
+    own_pause,
+    pause,
+    paused,
+    resume,
+    told_to_job,
+    why_held,
+)
 from tests.builders import HOUR, NOW
 
 FRIDAY_NIGHT = MaintenanceConfig(cron="0 22 * * fri", duration=timedelta(hours=8))
@@ -78,6 +90,49 @@ def test_maintenance_follows_its_own_time_zone(month: int, hour: int) -> None:
     begins = datetime(2026, month, 10, hour, 30, tzinfo=UTC)  # half past one in Berlin, in winter and in summer
     assert maintenance_until([NIGHTLY_IN_BERLIN], begins) == begins + HOUR
     assert maintenance_until([NIGHTLY_IN_BERLIN], begins - timedelta(seconds=1)) is None
+
+
+@pytest.mark.parametrize(("month", "day", "offset"), [(3, 28, 1), (10, 24, 2)])
+def test_maintenance_lasts_as_long_when_clocks_change_meanwhile(month: int, day: int, offset: int) -> None:
+    saturday = MaintenanceConfig(cron="0 22 * * sat", duration=timedelta(hours=8), timezone="Europe/Berlin")
+    begins = datetime(2026, month, day, 22 - offset, tzinfo=UTC)
+    for at in (begins, begins + 8 * HOUR - timedelta(seconds=1)):
+        assert maintenance_until([saturday], at) == begins + 8 * HOUR
+    assert maintenance_until([saturday], begins + 8 * HOUR) is None
+
+
+def test_two_who_pause_at_once_leave_one_pause(engine: Engine) -> None:
+    def work(name: str) -> None:
+        for _ in range(5):
+            pause(engine, Pause("fraud", NOW, None, name, ""))
+
+    failed: list[BaseException] = []
+    threads = [threading.Thread(target=work, args=[name]) for name in "abcd"]
+    before, threading.excepthook = threading.excepthook, lambda args: failed.append(args.exc_value)  # type: ignore[arg-type,return-value]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.excepthook = before
+    assert failed == []
+    assert audit.verify(engine, {}).number == 20
+
+
+def test_own_pause_is_told_from_that_of_all(engine: Engine) -> None:
+    pause(engine, Pause(ALL, NOW, None, "ada", ""))
+    assert own_pause(engine, "fraud", NOW) is None
+    pause(engine, Pause("fraud", NOW, None, "bob", ""))
+    found, holds = own_pause(engine, "fraud", NOW), paused(engine, "fraud", NOW)
+    assert (found is not None and found.actor, holds is not None and holds.actor) == ("bob", "ada")
+
+
+def test_job_goes_by_the_windows_that_it_is_told() -> None:
+    config = RetrainConfig.model_validate({"maintenance": [FRIDAY_NIGHT.model_dump()]})
+    assert maintenance_of(config, {}) == (FRIDAY_NIGHT,)
+    assert maintenance_of(config, told_to_job([NIGHTLY_IN_BERLIN])) == (NIGHTLY_IN_BERLIN,)
+    assert maintenance_of(config, told_to_job([])) == ()
 
 
 def test_of_several_the_last_to_end_counts_and_one_that_begins_meanwhile_prolongs_it() -> None:

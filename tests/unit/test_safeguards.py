@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_calibration_error_of_known_bins() -> None:
     came_true = np.concatenate([np.arange(100) < 30, np.arange(100) < 80]).astype(float)
     order = np.concatenate([RNG.permutation(100), 100 + RNG.permutation(100)])  # rows of a bin in any order
     value = calibration_error(probability[order], came_true[order])(ones(200))[0]
-    assert 0.05 <= value < 0.12  # 0.1 and 0 on average over rows; bins of 20 add their chance
+    assert value == pytest.approx(0.05)  # 0.1 and 0: rows with the same probability are one bin, in whatever order
 
 
 def test_calibration_error_is_none_for_probabilities_that_come_true() -> None:
@@ -104,7 +105,7 @@ def test_calibration_without_probabilities() -> None:
     bare = replace(side(), predictions=Predictions(side().predictions.values))
     failed = one(side(), bare, calibration_tolerance=0.5)
     assert (failed.passed, failed.detail) == (False, "the challenger gives no probabilities")
-    assert "no probabilities of the champion" in one(bare, side(), calibration_tolerance=0.5).detail
+    assert "no champion's probabilities to compare with" in one(bare, side(), calibration_tolerance=0.5).detail
 
 
 def test_calibration_of_several_classes_is_that_of_the_likeliest() -> None:
@@ -150,6 +151,22 @@ def test_groups_that_are_treated_differently_fail_and_say_which() -> None:
     assert all(g.passed for g in judged(unfair(), side(), **limits))
 
 
+def test_rates_that_cannot_be_compared_are_not_equal() -> None:
+    country = pl.col("segment_country")
+    one_country = ROWS["segment_country"].unique().sort()[0]
+    label = pl.when(country == one_country).then(pl.lit("ok")).otherwise(pl.lit("fraud")).alias("label")
+    rows = ROWS.with_columns(label).filter(country.is_in(ROWS["segment_country"].unique().sort()[:2]))
+    wrong = side(np.where(rows["label"].to_numpy() == "ok", 0.9, 0.1))
+    (found,) = judged(wrong, wrong, rows, fairness_segment="country", max_odds_difference=0.5)
+    assert (found.passed, found.value) == (False, None)
+
+
+def test_segment_that_the_rows_do_not_have_does_not_pass() -> None:
+    rows = ROWS.drop("segment_country")
+    (found,) = judged(side(), side(), rows, fairness_segment="country", max_parity_difference=0.5)
+    assert not found.passed
+
+
 def test_groups_too_small_to_be_compared_do_not_pass() -> None:
     found = one(side(), side(), fairness_segment="country", max_parity_difference=0.5, segment_min_rows=500)
     assert (found.passed, found.value) == (False, None)
@@ -166,6 +183,16 @@ def test_agreement_is_the_share_of_the_same_answers() -> None:
     assert found.interval is not None
     assert found.interval[0] < 0.9 < found.interval[1]
     assert not one(side(), side(other), min_agreement=0.95).passed
+
+
+@pytest.mark.parametrize(("one_value", "other"), [(1e9, 1e9), (5.0, 5.0)])
+def test_agreement_of_large_and_of_constant_numbers(one_value: float, other: float) -> None:
+    rows = outcomes(300, schema=REGRESSION)
+    noise = RNG.normal(size=300)
+    shifted = [Side(n, n, Predictions(noise * (one_value != 5.0) + v)) for n, v in (("1", one_value), ("2", other))]
+    gates = GatesConfig.model_validate({"min_agreement": 0.99})
+    (found,) = safeguards(match_of(*shifted, rows, REGRESSION, "mae"), gates, 0)
+    assert (found.passed, found.value) == (True, pytest.approx(1.0, abs=1e-6))
 
 
 def test_a_first_model_has_nobody_to_agree_with() -> None:
@@ -214,6 +241,27 @@ def test_a_challenger_that_cannot_answer_a_gap_fails_and_a_champion_that_cannot_
     assert one(side(model=Asked(careless)), steady, robustness_tolerance=0.0).passed
 
 
+def gives_up(frame: pd.DataFrame) -> Any:
+    return np.where(frame["amount"].isna(), np.nan, SURE[: len(frame)])
+
+
+def test_a_challenger_whose_metric_is_undefined_fails_where_the_champion_has_one() -> None:
+    steady = side(model=Asked(lambda frame: SURE[: len(frame)]))
+    gates = GatesConfig.model_validate({"robustness_tolerance": 0.5})
+    match = match_of(steady, side(model=Asked(gives_up)), ROWS, BINARY, "brier")
+    (found,) = safeguards(match, gates, 0)
+    assert not found.passed
+    assert found.detail.startswith("brier is not defined for the challenger with amount missing")
+
+
+def test_a_challenger_is_not_blamed_for_what_its_champion_cannot_answer() -> None:
+    def helpless(frame: pd.DataFrame) -> Any:
+        raise ValueError("no")
+
+    found = one(side(model=Asked(helpless)), side(model=Asked(by_amount)), robustness_tolerance=0.0)
+    assert (found.passed, "nothing is lost" in found.detail) == (True, True)
+
+
 def test_robustness_without_a_model_to_compare_with_is_that_every_change_is_answered() -> None:
     found = one(side(), side(model=Asked(by_amount)), robustness_tolerance=0.1)
     assert (found.passed, found.value) == (True, None)
@@ -235,6 +283,14 @@ def few_refusals(match: Match) -> Answer:
     return Answer(share <= 0.1, f"{share:.0%} are refused", share, 0.1)
 
 
+def leaves(match: Match) -> Answer:
+    sys.exit(3)
+
+
+def empty(match: Match) -> Answer:
+    return Answer(True, "nothing to say", float(np.float32("nan")), np.float32(0.5))  # type: ignore[arg-type]
+
+
 def broken(match: Match) -> Answer:
     raise RuntimeError("no such table")
 
@@ -248,6 +304,10 @@ def test_a_function_of_a_team_judges_and_one_that_raises_does_not_pass() -> None
     assert not first.passed
     assert (second.passed, second.detail) == (False, "raised RuntimeError: no such table")
     assert "has no attribute 'absent'" in third.detail
+    left, said = judged(side(), side(), functions=[f"{here}:leaves", f"{here}:empty"])
+    assert (left.passed, left.detail) == (False, "raised SystemExit: 3")
+    assert (said.passed, said.value, said.limit) == (True, None, 0.5)
+    assert type(said.limit) is float
 
 
 def test_rows_that_the_champion_cannot_answer_for_are_left_out() -> None:

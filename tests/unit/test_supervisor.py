@@ -99,6 +99,9 @@ def test_a_job_that_could_only_promote_is_left_alone_while_its_model_is_paused(t
         replica.store.advance("r1", replica.store.get("r1").state, state, "", NOW)
     replica.store.update("r1", None, result={"decision": "promote"})
     assert not started()
+    replica.store.update("r1", None, result={"decision": "promote", "promoting": True})
+    assert started()  # what has begun is completed
+    replica.store.update("r1", None, result={"decision": "promote"})
     assert resume(replica.store.engine, "fraud", "ada", "", NOW)
     assert started()
     replica.store.engine.dispose()

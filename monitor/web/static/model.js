@@ -79,7 +79,7 @@ class ModelPage {
       h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Cooldown and budget still apply.`) }, "Retrain…"),
       h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make the previous version of ${data.model} the champion again.`) }, "Roll back…"),
     ];
-    buttons.push(data.held
+    buttons.push(data.paused
       ? h("button", { onclick: act("Resume", `${this.api}/resume`, `End the pause of ${data.model}.`) }, "Resume…")
       : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`) }, "Pause…"));
     if (waiting) {
