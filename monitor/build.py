@@ -33,7 +33,7 @@ from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
 from monitor.supervisor import SpecOf, Supervisor, job_history
-from monitor.webhooks import Webhook, Webhooks
+from monitor.webhooks import Sender, Webhook
 from monitor.workers import Workers
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
@@ -92,7 +92,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
-        webhooks=Webhooks(_webhooks(config), store.engine, metrics, stop),
+        webhooks=[Sender(w, store.engine, metrics, stop, lambda: daemon.leads) for w in _webhooks(config)],
         stop=stop,
         reload=threading.Event(),
     )

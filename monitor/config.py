@@ -136,6 +136,14 @@ def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:
                         yield f"{where}.{key}: {exc.problems[0]}"
 
 
+def _revealed(value: str | Secret) -> str:
+    """The secret's value; an innocent address in place of one that cannot be had, which is said elsewhere."""
+    try:
+        return value.reveal() if isinstance(value, Secret) else value
+    except ConfigError:
+        return "http://localhost"
+
+
 _SECRET_OPTION = re.compile(r"secret|token|password|passwd|credential|account_key|service_account|sas_key", re.I)
 
 
@@ -147,6 +155,12 @@ def _literal_secrets(config: Config) -> Iterator[str]:
     for place, uri in (("mlflow.tracking_uri", config.mlflow.tracking_uri), ("lake.uri", config.lake.uri)):
         if uri and "://" in uri and urlsplit(uri).password:
             yield f"{place}: holds a password; pass it by environment variable instead"
+    for hook in config.webhooks:
+        told = urlsplit(_revealed(hook.url))
+        if told.scheme not in ("http", "https") or not told.hostname:
+            yield f"webhooks.{hook.name}.url: must begin with http:// or https:// and name a host"
+        elif told.username or told.password:
+            yield f"webhooks.{hook.name}.url: must hold no user and password: receivers check the signature"
     url = urlsplit(config.daemon.control_url or "")
     if url.password or "password" in parse_qs(url.query):
         yield "daemon.control_url: holds a password: keep it in a service file (docs/operating.md, Scale)"

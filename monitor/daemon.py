@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
+from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
@@ -42,7 +43,7 @@ from monitor.state_folder import StateFolder
 from monitor.supervisor import Supervisor
 from monitor.triggers import Cause
 from monitor.web.app import build_app
-from monitor.webhooks import Webhooks
+from monitor.webhooks import Sender
 from monitor.workers import Workers
 from retrain.cron import cron_trigger
 from retrain.request import TriggerKind
@@ -75,7 +76,7 @@ class Daemon:
     observer: Observer
     listener: socket.socket
     annotator: Annotator | None
-    webhooks: Webhooks
+    webhooks: list[Sender]
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -97,6 +98,8 @@ class Daemon:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
+        for sender in self.webhooks:
+            sender.begin()
         note_configuration(self.store.engine, self.config, datetime.now(UTC))
         actions = Actions(self)
         server = _serve(self, actions)
@@ -127,7 +130,9 @@ class Daemon:
 
     def _schedule(self, actions: Actions) -> BackgroundScheduler:
         scheduler = BackgroundScheduler(
-            timezone=UTC, job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+            timezone=UTC,
+            job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
+            executors={"default": ThreadPoolExecutor(10), "webhooks": ThreadPoolExecutor(max(1, len(self.webhooks)))},
         )
         scheduler.add_listener(self._on_job_error, EVENT_JOB_ERROR | EVENT_JOB_MISSED)
         now = datetime.now(UTC)
@@ -136,8 +141,9 @@ class Daemon:
         scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
         if self.annotator is not None:  # a job of its own: a Grafana that hangs keeps nothing else waiting
             scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
-        if self.config.webhooks:
-            scheduler.add_job(self.tell_webhooks, IntervalTrigger(seconds=min(5.0, every)), id="webhooks")
+        for sender in self.webhooks:
+            often, name = IntervalTrigger(seconds=min(5.0, every)), sender.hook.name
+            scheduler.add_job(self.tell, often, args=[sender], id=f"webhook:{name}", executor="webhooks")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
         scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
@@ -227,13 +233,10 @@ class Daemon:
             except TransientError as exc:  # `supervise` says so, and the readiness of `control`
                 log.debug("annotations_waiting", detail=str(exc))
 
-    def tell_webhooks(self) -> None:
+    def tell(self, sender: Sender) -> None:
         """Deliver what happened. Only the leader does, so that a webhook hears everything once."""
         if self.leads:
-            try:
-                self.webhooks.send(datetime.now(UTC))
-            except TransientError as exc:  # `supervise` says so
-                log.debug("webhooks_waiting", detail=str(exc))
+            sender.send(datetime.now(UTC))
 
     def maintain(self) -> None:
         """Compact, expire and vacuum the lake (one replica does it for all); drop old reports."""

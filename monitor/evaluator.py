@@ -189,7 +189,7 @@ class ModelEvaluator:
         if newest < before:
             raise TransientError(lake_replaced(self._lake.table_uri(Table.MEASUREMENTS, model), newest, before))
         if not self._exported:
-            self._ledger.keep_rules(model, [r.name for r in self.plan.rules])
+            self._ledger.keep_rules(model, [r.name for r in self.plan.rules], now)
         if newest == before:
             if not self._exported:
                 self._export(self._ledger.rule_records(model))

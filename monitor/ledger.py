@@ -16,6 +16,8 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    ColumnElement,
+    Connection,
     Engine,
     Integer,
     String,
@@ -161,10 +163,11 @@ class Ledger:
             for r in rows
         }
 
-    def keep_rules(self, model: str, names: Collection[str]) -> None:
+    def keep_rules(self, model: str, names: Collection[str], now: datetime) -> None:
         """Forget the states of rules that are no longer configured."""
+        gone = (_rule_states.c.model == model, _rule_states.c.rule.not_in(names))
         with writing(self._engine) as db:
-            db.execute(delete(_rule_states).where(_rule_states.c.model == model, _rule_states.c.rule.not_in(names)))
+            _forget(db, gone, "the rule is no longer configured", now)
 
     def record(self, done: Round, now: datetime) -> None:
         """Store one round. Raises Conflict, having stored nothing, when the cursor is not at `done.before`."""
@@ -203,10 +206,7 @@ class Ledger:
                         firing_since=record.firing_since,
                     )
                 )
-            for version in done.retired:
-                db.execute(
-                    delete(_rule_states).where(_rule_states.c.model == done.model, _rule_states.c.version == version)
-                )
+            retired = (_rule_states.c.model == done.model, _rule_states.c.version.in_(done.retired))
             for version, t in done.transitions:
                 db.execute(
                     insert(_transitions).values(
@@ -222,6 +222,8 @@ class Ledger:
                 )
             for version, t in done.transitions:
                 audit.append(db, _rule_changed(done.model, version, t, now))
+            if done.retired:
+                _forget(db, retired, "the version serves no more", now)
 
     def decide(self, decision: RetrainRequest | Suppressed, now: datetime) -> bool:
         """Record a decision; False when it says nothing new (the same request, or the same refusal again)."""
@@ -395,6 +397,17 @@ class Ledger:
         """Give the lease up, so that another replica need not wait for it to expire."""
         with writing(self._engine) as db:
             db.execute(delete(_leases).where(_leases.c.name == name, _leases.c.holder == holder))
+
+
+def _forget(db: Connection, where: tuple[ColumnElement[bool], ...], why: str, now: datetime) -> None:
+    """Delete rule states; of those that fire the end is on record."""
+    rows = db.execute(select(_rule_states).where(*where)).mappings().all()
+    db.execute(delete(_rule_states).where(*where))
+    for row in rows:
+        state = RuleState.from_json(row["state"])
+        if state.phase is Phase.FIRING and state.at is not None:
+            ended = Transition(row["rule"], Phase.FIRING, Phase.INACTIVE, state.at, why)
+            audit.append(db, _rule_changed(row["model"], row["version"], ended, now))
 
 
 def _rule_changed(model: str, version: str, t: Transition, now: datetime) -> Entry:

@@ -521,8 +521,6 @@ class WebhookConfig(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> WebhookConfig:
-        if isinstance(self.url, str) and not re.match(r"https?://[^/\s]+", self.url):
-            raise ValueError("url must begin with http:// or https://")
         if self.template is not None:
             try:
                 fill(self.template, dict.fromkeys(FIELDS, "x"))

@@ -1,8 +1,8 @@
 """Tells webhooks what happened: entries of the audit log, in their order, each at least once.
 
 Invariant: the log is the queue and a cursor per webhook, in the control database, is how far it has come; it moves only
-after the receiver has taken an entry, or will never take it. A webhook that is away keeps nobody waiting but itself.
-What is older than its first start is never sent.
+after the receiver has taken an entry, or will never take it. Each webhook has a thread of its own, so one that is away
+or slow keeps nobody waiting but itself. What is older than its first start is never sent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy import Column, Engine, Integer, String, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from monitor.errors import TransientError
 from monitor.metrics import Metrics
 from monitor.phases import Phase
 from monitor.webhook_events import WebhookEvent, fill
@@ -131,84 +132,96 @@ def sign(secret: str, body: bytes) -> str:
 # -- shell
 
 
-class Webhooks:
-    """Call `send` now and then, on one replica at a time and in one thread at a time."""
+class Sender:
+    """Of one webhook: call `begin` once, then `send` now and then, in one thread at a time. Only while `leads` answers
+    True is anything posted."""
 
-    def __init__(self, hooks: Sequence[Webhook], engine: Engine, metrics: Metrics, stop: threading.Event):
-        self._hooks = hooks
+    def __init__(
+        self, hook: Webhook, engine: Engine, metrics: Metrics, stop: threading.Event, leads: Callable[[], bool]
+    ):
+        self.hook = hook
         self._engine = engine
-        self._metrics = metrics
+        self._deliveries = metrics.webhook_deliveries
         self._stop = stop
-        self._failures: dict[str, int] = {}
-        self._not_before: dict[str, datetime] = {}
+        self._leads = leads
+        self._failures = 0
+        self._not_before: datetime | None = None
+
+    def begin(self) -> None:
+        """From here on everything is posted. Raises TransientError when the control database is away."""
+        self._cursor()
 
     def send(self, now: datetime) -> None:
-        """Deliver what is due. Raises TransientError when the control database is away."""
-        for hook in self._hooks:
-            if now >= self._not_before.get(hook.name, now) and not self._stop.is_set():
-                self._send(hook, now)
+        """Deliver what is due."""
+        if self._not_before is not None and now < self._not_before:
+            return
+        try:
+            problem = self._send(now)
+        except (TransientError, audit.DamagedEntry) as exc:
+            problem = str(exc)
+        if problem:
+            self._wait(problem, now)
 
-    def _send(self, hook: Webhook, now: datetime) -> None:
-        begun = dealt_with = self._cursor(hook.name)
+    def _send(self, now: datetime) -> str:
+        """What stood in the way, empty if nothing did."""
+        begun = dealt_with = self._cursor()
         delivered = 0
         for entry in audit.entries(self._engine, after=begun):
             event = event_of(entry)
-            if event is not None and event in hook.events and entry.at > now - MAX_AGE:
-                if delivered == ROUND or self._stop.is_set():
+            if event is not None and event in self.hook.events and entry.at > now - MAX_AGE:
+                if delivered == ROUND or self._stop.is_set() or not self._leads():
                     break
-                if (problem := self._deliver(hook, entry, event)) is not None:
-                    self._wait(hook, problem, now)
-                    break
-                delivered += 1
-                self._move(hook.name, entry.number)
+                if problem := self._deliver(entry, event):
+                    self._move(dealt_with)
+                    return problem
+                self._move(entry.number)
+                self._failures, delivered = 0, delivered + 1
             dealt_with = entry.number
-        else:
-            self._failures.pop(hook.name, None)
         if dealt_with > begun:
-            self._move(hook.name, dealt_with)
+            self._move(dealt_with)
+        self._failures, self._not_before = 0, None
+        return ""
 
-    def _deliver(self, hook: Webhook, entry: Recorded, event: WebhookEvent) -> str | None:
-        """What kept the receiver from taking it; None: it is done with."""
-        body = body_of(hook, entry, event)
+    def _deliver(self, entry: Recorded, event: WebhookEvent) -> str:
+        """What kept the receiver from taking it; empty: it is done with."""
+        body = body_of(self.hook, entry, event)
         headers = {"content-type": "application/json", NUMBER: str(entry.number)}
-        if hook.secret is not None:
-            headers[SIGNATURE] = sign(hook.secret, body)
-        count = self._metrics.webhook_deliveries.labels
+        if self.hook.secret is not None:
+            headers[SIGNATURE] = sign(self.hook.secret, body)
         try:
-            answer = requests.post(hook.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
+            with requests.post(
+                self.hook.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False, stream=True
+            ) as answer:  # of which only the status is read
+                status = answer.status_code
         except requests.RequestException as exc:
-            count(hook.name, "failed").inc()
+            self._deliveries.labels(self.hook.name, "failed").inc()
             return type(exc).__name__
-        if answer.status_code < 300:
-            count(hook.name, "sent").inc()
-            return None
-        count(hook.name, "failed").inc()
-        if answer.status_code in _NEVER:
-            log.warning("webhook_refused", webhook=hook.name, number=entry.number, status=answer.status_code)
-            return None
-        return f"answer {answer.status_code}"
+        self._deliveries.labels(self.hook.name, "sent" if status < 300 else "failed").inc()
+        if status in _NEVER:
+            log.warning("webhook_refused", webhook=self.hook.name, number=entry.number, status=status)
+            return ""
+        return "" if status < 300 else f"answer {status}"
 
-    def _wait(self, hook: Webhook, problem: str, now: datetime) -> None:
-        failures = self._failures.get(hook.name, 0)
-        self._failures[hook.name] = failures + 1
-        self._not_before[hook.name] = now + min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(failures, 10))
-        if failures == 0:
-            log.warning("webhook_failed", webhook=hook.name, detail=problem)
+    def _wait(self, problem: str, now: datetime) -> None:
+        self._not_before = now + min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(self._failures, 10))
+        self._failures += 1
+        if self._failures == 1:
+            log.warning("webhook_failed", webhook=self.hook.name, detail=problem)
 
-    def _cursor(self, name: str) -> int:
+    def _cursor(self) -> int:
         with reading(self._engine) as db:
-            found = db.scalar(select(_cursors.c.number).where(_cursors.c.name == name))
+            found = db.scalar(select(_cursors.c.number).where(_cursors.c.name == self.hook.name))
         if found is not None:
             return int(found)
         newest = audit.head(self._engine)
         try:
             with writing(self._engine) as db:
-                db.execute(insert(_cursors).values(name=name, number=newest))
-        except IntegrityError:  # another replica that led a moment ago
-            return self._cursor(name)
+                db.execute(insert(_cursors).values(name=self.hook.name, number=newest))
+        except IntegrityError:  # another replica began at this moment
+            return self._cursor()
         return newest
 
-    def _move(self, name: str, number: int) -> None:
-        mine = (_cursors.c.name == name, _cursors.c.number < number)
+    def _move(self, number: int) -> None:
+        mine = (_cursors.c.name == self.hook.name, _cursors.c.number < number)
         with writing(self._engine) as db:
             db.execute(update(_cursors).where(*mine).values(number=number))

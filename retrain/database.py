@@ -27,6 +27,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Program
 from retrain.errors import TransientError
 
 BUSY_TIMEOUT_S = 15.0
+_PASSING = frozenset({"25P03", "25006"})
+"""SQLSTATEs: the transaction was idle for too long (its process was frozen); the server is a standby now."""
 metadata = MetaData()
 """Tables of both halves may register here; `create_tables` makes what is missing."""
 
@@ -96,6 +98,10 @@ def writing(engine: Engine) -> Iterator[Connection]:
             yield connection
     except (OperationalError, InterfaceError) as exc:
         raise TransientError(f"control database: {exc.orig}") from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated or getattr(exc.orig, "sqlstate", None) in _PASSING:
+            raise TransientError(f"control database: {exc.orig}") from exc
+        raise
 
 
 @contextmanager

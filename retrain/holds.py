@@ -101,11 +101,17 @@ def maintenance_until(windows: Sequence[MaintenanceConfig], now: datetime) -> da
         trigger, begun = cron_trigger(window.cron, ZoneInfo(window.timezone)), None
         begins = trigger.get_next_fire_time(None, now - window.duration)
         while begins is not None and begins <= now:
-            begun = begins
-            begins = trigger.get_next_fire_time(begun, begun)
+            if _exists(begins):
+                begun = begins
+            begins = trigger.get_next_fire_time(begins, begins)
         if begun is not None and (end := begun.astimezone(UTC) + window.duration) > now:
             until = max(end, until or end)
     return until
+
+
+def _exists(at: datetime) -> bool:
+    """Not one of the wall times that a change of the clock leaves out."""
+    return at.astimezone(UTC).astimezone(at.tzinfo).replace(tzinfo=None) == at.replace(tzinfo=None)
 
 
 def why_held(engine: Engine, model: str, windows: Sequence[MaintenanceConfig], now: datetime) -> str:

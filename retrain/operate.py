@@ -7,6 +7,7 @@ changes nothing. The decision is recorded first, except that an alias move is re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 import polars as pl
@@ -76,12 +77,11 @@ def rollback(
     if previous is None or previous == champion:
         raise Refused(f"{model}: there is no previous champion to go back to")
     older = next((m.previous_version for m in moves if m.version == previous and m.job_id is not None), None)
+    _end_promotion(store, model, champion, f"rolled back: {reason}", now, actor)  # or it would promote again
     registry.set_alias(registered_model, CHAMPION, previous)
     registry.set_alias(registered_model, PREVIOUS, None if older == champion and to is None else older)
     store.record_alias(AliasMove(model, CHAMPION, previous, champion, None, actor, now, reason))
-    promoting = store.in_flight(model)
-    if promoting is not None and promoting.result.get("promoting") and promoting.result.get("version") == champion:
-        store.advance(promoting.id, promoting.state, JobState.REJECTED, f"rolled back: {reason}", now, actor=actor)
+    moves = store.champion_moves(model)
     job_id = next((m.job_id for m in moves if m.version == champion and m.job_id is not None), None)
     if job_id is not None and job_id in {j.id for j in store.list_jobs(model, limit=1000)}:
         state = store.get(job_id).state
@@ -89,6 +89,14 @@ def rollback(
             store.advance(job_id, state, JobState.ROLLED_BACK, reason, now, actor=actor)
     log.warning("model_rolled_back", model=model, version=previous, from_version=champion, actor=actor, reason=reason)
     return previous
+
+
+def _end_promotion(store: Store, model: str, version: str | None, reason: str, now: datetime, actor: str) -> None:
+    """End the job that has moved the alias to `version` and has not put that on record yet."""
+    job = store.in_flight(model)
+    if job is not None and job.result.get("promoting") and job.result.get("version") == version:
+        with suppress(LostRace):  # it has done so by now
+            store.advance(job.id, job.state, JobState.REJECTED, reason, now, actor=actor)
 
 
 def register_initial(

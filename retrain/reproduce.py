@@ -6,12 +6,12 @@ not the results do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from retrain.errors import Refused, TransientError
@@ -48,8 +48,9 @@ class Reproduced:
 
     @property
     def same(self) -> bool:
-        """Metrics and predictions are what they were."""
-        return all(check.same is not False for check in self.results)
+        """Metrics and predictions, what there is of them on record, are what they were."""
+        verdicts = [check.same for check in self.results]
+        return True in verdicts and False not in verdicts
 
     def to_json(self) -> dict[str, Any]:
         def lines(checks: tuple[Check, ...]) -> list[dict[str, Any]]:
@@ -67,11 +68,14 @@ class Reproduced:
 
 
 def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
-    """Rebuild `job` below `folder`. Raises Refused when it took no snapshot or its rows cannot be read any more."""
+    """Rebuild `job` below `folder`. Raises Refused when it judged nothing, its rows cannot be read any more, or the
+    folder holds it already."""
     recorded = job.result.get("snapshot")
-    if recorded is None:
-        raise Refused(f"job {job.id} took no snapshot: there is nothing to rebuild")
+    if recorded is None or job.result.get("challenger") is None:
+        raise Refused(f"job {job.id} is {job.state}: it judged no challenger that could be compared with")
     spec = replace(job.spec, work_dir=str(folder))
+    if spec.job_dir.exists():
+        raise Refused(f"{spec.job_dir} is there already: choose another --folder")
     version = recorded["delta_version"]
     try:
         taken = take_snapshot(spec, spec.open_storage_options(environ), version)
@@ -92,7 +96,6 @@ def _causes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Check]:
     yield Check("rows", then["rows_digest"] == now["rows_digest"], rows)
     commits = f"commit {then.get('git_commit') or 'unknown'} then, {now['git_commit'] or 'unknown'} now"
     yield Check("code", then["code_digest"] == now["code_digest"], commits)
-    yield Check("configuration", then["config_digest"] == now["config_digest"], str(now["config_digest"]))
     if (before := then.get("environment")) is None:
         yield Check("packages", None, "the job is from before they were recorded")
         return
@@ -120,9 +123,7 @@ def _results(job: Job, spec: JobSpec, taken: Snapshot) -> Iterator[Check]:
 
 
 def _metrics(job: Job, found: Mapping[str, float | None]) -> Check:
-    challenger = job.result.get("challenger")
-    if challenger is None:
-        return Check("metrics", None, "the job was not judged")
+    challenger = job.result["challenger"]
     then = challenger["metrics"]
     # Rows that the champion could not answer for were left out of what is on record.
     if challenger["rows"] != job.result["snapshot"]["holdout"]["rows"]:
@@ -138,9 +139,10 @@ def _answers(then: pl.DataFrame, now: pl.DataFrame, scores: tuple[str, ...]) -> 
     if both.is_empty():
         return Check("predictions", False, "no prediction of the record is among these rows")
     if then["prediction"].dtype.is_numeric():
-        differs = (both["prediction"] - both["prediction_now"]).abs() > TOLERANCE
+        apart = (both["prediction"] - both["prediction_now"]).abs().fill_null(0.0) > TOLERANCE
+        differs = apart | (both["prediction"].is_null() != both["prediction_now"].is_null())
     else:
-        differs = both["prediction"] != both["prediction_now"]
+        differs = both["prediction"].ne_missing(both["prediction_now"])
     farthest = max((_farthest(both, c) for c in scores if f"{c}_now" in both.columns), default=0.0)
     detail = f"{int((~differs).sum())} of {len(then)} answers"
     detail += f"; scores differ by {farthest:.3g} at most" if scores else ""
@@ -149,7 +151,11 @@ def _answers(then: pl.DataFrame, now: pl.DataFrame, scores: tuple[str, ...]) -> 
 
 
 def _farthest(both: pl.DataFrame, column: str) -> float:
-    return float(np.max(np.abs((both[column] - both[f"{column}_now"]).to_numpy())))
+    """Largest difference; infinite where only one of them has a score."""
+    one, other = both[column], both[f"{column}_now"]
+    if (one.is_null() != other.is_null()).any():
+        return math.inf
+    return float((one - other).abs().max() or 0.0)  # type: ignore[arg-type]
 
 
 def _equal(one: float | None, other: float | None) -> bool:

@@ -96,11 +96,12 @@ class Steps:
         taken = self._retry(LAKE, lambda: take_snapshot(self._spec, options))
         if isinstance(taken, TooLittle):
             return Next(JobState.REJECTED, taken.reason)
-        before = self._store.trained_before(self._job.model, taken.fingerprint, self._job.id)
+        model, fingerprint = self._job.model, taken.fingerprint
+        before = self._retry(CONTROL, lambda: self._store.trained_before(model, fingerprint, self._job.id))
         if before is not None:
             return Next(JobState.REJECTED, f"already trained as job {before}: same rows, code and config")
         self._save(snapshot=dict(taken.manifest))
-        self._store.update(self._job.id, self._owner, fingerprint=taken.fingerprint)
+        self._retry(CONTROL, lambda: self._store.update(self._job.id, self._owner, fingerprint=fingerprint))
         train, holdout = taken.manifest["train"], taken.manifest["holdout"]
         where = f"outcomes version {taken.manifest['delta_version']}"
         return Next(JobState.TRAINING, f"{train['rows']} training and {holdout['rows']} holdout rows of {where}")
@@ -240,13 +241,22 @@ class Steps:
 
     def _promote(self, actor: str) -> Next | None:
         name, version, compared = self._spec.registered_model, self._result["version"], self._result["compared_with"]
-        if not self._result.get("promoting"):  # what has begun is completed
+        if not self._result.get("promoting"):
             if text := self._retry(CONTROL, self._why_held):
-                waiting = f"promotion waits: {text}"
-                self._retry(CONTROL, lambda: self._store.update(self._job.id, self._owner, waiting=waiting))
+                self._wait_to_promote(text)
                 return None
-            self._retry(CONTROL, lambda: self._save(promoting=True))
-        moved = self._retry(MLFLOW, lambda: self._registry.promote(name, version, compared))
+            self._save(promoting=True)
+
+        def move() -> Promoted | Conflict | str:
+            """Completed if it has begun, whatever holds the model; a hold may also come while MLflow is away."""
+            if (text := self._why_held()) and self._registry.resolve_alias(name, CHAMPION) != version:
+                return text
+            return self._registry.promote(name, version, compared)
+
+        moved = self._retry(MLFLOW, move)
+        if isinstance(moved, str):
+            self._wait_to_promote(moved)
+            return None
         self._checkpoint("alias_moved")
         match moved:
             case Conflict(expected, found):
@@ -264,6 +274,11 @@ class Steps:
                 return Next(JobState.PROMOTED, f"version {version} replaces {previous or 'nothing'} as champion")
             case unreachable:
                 assert_never(unreachable)
+
+    def _wait_to_promote(self, held: str) -> None:
+        self._save(promoting=False)
+        waiting = f"promotion waits: {held}"
+        self._retry(CONTROL, lambda: self._store.update(self._job.id, self._owner, waiting=waiting))
 
     def _why_held(self) -> str:
         windows = maintenance_of(self._spec.config, self._environ)
@@ -336,12 +351,12 @@ class Steps:
     def _save(self, **values: Any) -> None:
         self._result |= values
         result = json.loads(json.dumps(self._result, default=str))
-        self._retry("control database", lambda: self._store.update(self._job.id, self._owner, result=result))
+        self._retry(CONTROL, lambda: self._store.update(self._job.id, self._owner, result=result))
 
     def _record(self, alias: str, version: str, previous: str | None, actor: str, reason: str) -> None:
         at = self._clock()
         move = AliasMove(self._job.model, alias, version, previous, self._job.id, actor, at, reason)
-        self._retry("control database", lambda: self._store.record_alias(move))
+        self._retry(CONTROL, lambda: self._store.record_alias(move))
 
     def _finish_run(self, decision: str, reason: str = "") -> None:
         name, version, run_id = self._spec.registered_model, self._result["version"], self._result["run_id"]

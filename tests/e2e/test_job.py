@@ -214,9 +214,11 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     found = reproduce(job, tmp_path / "again", dict(os.environ))
     assert found.same
     assert {c.what: c.same for c in (*found.causes, *found.results)} == dict.fromkeys(
-        ("rows", "code", "configuration", "packages", "metrics", "predictions"), True
+        ("rows", "code", "packages", "metrics", "predictions"), True
     )
     assert "300 of 300 answers; scores differ by 0 at most" in [c.detail for c in found.results]
+    with pytest.raises(Refused, match="is there already: choose another --folder"):
+        reproduce(job, tmp_path / "again", dict(os.environ))
     found_by_run = store.find_by_run(job.result["run_id"])
     assert found_by_run is not None
     assert found_by_run.id == "job-1"
@@ -225,7 +227,7 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     changed = reproduce(other, tmp_path / "other", dict(os.environ))
     assert not changed.same
     assert {c.what for c in (*changed.causes, *changed.results) if not c.same} == {
-        "code", "configuration", "metrics", "predictions"
+        "code", "metrics", "predictions"
     }  # fmt: skip
     assert "roc_auc" in next(c.detail for c in changed.results if c.what == "metrics")
 
@@ -282,6 +284,26 @@ def test_a_pause_leaves_no_promotion_half_done(tmp_path: Path) -> None:
     pause(store.engine, Pause("fraud", utc_now(), None, "ann", ""))
     assert drive(tmp_path) is JobState.WATCHED  # the alias had moved before: what is left is to put it on record
     assert [m.version for m in store.champion_moves("fraud")] == ["1"]
+
+
+def test_a_pause_that_comes_before_the_alias_has_moved_holds_the_promotion(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, trainer=LOGISTIC)
+    store = submit(tmp_path, wanted)
+
+    def checkpoint(reached: str) -> None:
+        if reached == "decided":  # as when MLflow is away just then: it was about to promote
+            store.update("job-1", None, result={**store.get("job-1").result, "promoting": True})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path, checkpoint=checkpoint)
+    pause(store.engine, Pause("fraud", utc_now(), None, "ann", ""))
+    assert drive(tmp_path) is JobState.EVALUATING
+    assert Registry(wanted.tracking_uri).resolve_alias("fraud", "champion") is None
+    assert store.get("job-1").result["promoting"] is False
+    assert resume(store.engine, "fraud", "ann", "", utc_now())
+    assert drive(tmp_path) is JobState.WATCHED
 
 
 def test_rolling_back_a_promotion_that_is_not_on_record_yet_ends_its_job(tmp_path: Path) -> None:
@@ -342,7 +364,7 @@ def test_trouble_of_the_control_database_delays_a_promotion(tmp_path: Path) -> N
     store = Troubled(submit(tmp_path, spec(tmp_path, trainer=LOGISTIC)).engine)
 
     def checkpoint(reached: str) -> None:
-        store.troubles = 2 if reached == "decided" else 0
+        store.troubles = 2 if reached in ("snapshot", "decided") else 0
 
     limits = Limits(backoff=Backoff(first=0.2, most=1.0))
     driver = Driver(store, environ=dict(os.environ), stopping=threading.Event(), limits=limits, checkpoint=checkpoint)
@@ -447,6 +469,8 @@ def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None
     assert drive(tmp_path) is JobState.FAILED
     assert store.get("job-1").error == "the trainer raised ValueError: no such luck"
     assert runs(wanted)[0]["driftd.decision"] == "failed"
+    with pytest.raises(Refused, match="job job-1 is failed: it judged no challenger"):
+        reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
 
 
 def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path: Path) -> None:

@@ -71,14 +71,14 @@ def test_observer_exports_states_gates_champion_and_times(store: Store, ledger: 
     metrics = Metrics()
     metrics.declare("1", {"fraud": []})
     observer = Observer(ledger, store, metrics)
-    observer.observe(["fraud"])
+    observer.observe(dict.fromkeys(["fraud"], ()), NOW)
     value = metrics.registry.get_sample_value
     assert value("driftd_last_activity_timestamp_seconds", {"model": "fraud", "kind": "promoted"}) == 0
 
     run(store, ledger, *PROMOTED)
     move = AliasMove("fraud", "champion", "2", "1", "r1", "job", NOW, "better")
     store.record_alias(move)
-    observer.observe(["fraud"])
+    observer.observe(dict.fromkeys(["fraud"], ()), NOW)
     promoted = value("driftd_last_activity_timestamp_seconds", {"model": "fraud", "kind": "promoted"})
     assert promoted == (NOW + 5 * MINUTE).timestamp()
     assert value("driftd_jobs", {"model": "fraud", "state": "promoted"}) == 1
@@ -88,6 +88,6 @@ def test_observer_exports_states_gates_champion_and_times(store: Store, ledger: 
     assert value("driftd_champion_info", {"model": "fraud", "version": "2", "run": "run-2"}) == 1
 
     store.record_alias(replace(move, version="1", previous_version="2", job_id=None, actor="ada"))
-    observer.observe(["fraud"])
+    observer.observe(dict.fromkeys(["fraud"], ()), NOW)
     assert value("driftd_champion_info", {"model": "fraud", "version": "2", "run": "run-2"}) is None
     assert value("driftd_champion_info", {"model": "fraud", "version": "1", "run": ""}) == 1

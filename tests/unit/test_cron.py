@@ -39,6 +39,9 @@ def days(field: str) -> list[str]:
         ("fri", ["fri"]),
         ("MON-wed", ["mon", "tue", "wed"]),
         ("sat,1", ["mon", "sat"]),
+        ("mon-5", ["mon", "tue", "wed", "thu", "fri"]),
+        ("fri-sun", ["sun", "fri", "sat"]),
+        ("mon-fri/2", ["mon", "wed", "fri"]),
         ("*", list(NAMES)),
     ],
 )
@@ -46,7 +49,20 @@ def test_weekdays(field: str, expected: list[str]) -> None:
     assert days(field) == expected
 
 
-@pytest.mark.parametrize("expression", ["0 12 * * 8", "0 12 * * 5-1", "0 12 * * 1/0", "0 12 * *", "0 25 * * 1", "x"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "0 12 * * 8",
+        "0 12 * * 5-1",
+        "0 12 * * 1/0",
+        "0 12 * *",
+        "0 25 * * 1",
+        "x",
+        "0 12 * * 05",
+        "0 12 * * fri-",
+        "0 12 1 * 1",
+    ],
+)
 def test_what_is_no_expression_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         cron_trigger(expression, UTC)

@@ -101,6 +101,13 @@ def test_maintenance_lasts_as_long_when_clocks_change_meanwhile(month: int, day:
     assert maintenance_until([saturday], begins + 8 * HOUR) is None
 
 
+def test_a_time_that_a_change_of_the_clock_leaves_out_does_not_begin() -> None:
+    night = MaintenanceConfig(cron="30 2 * * *", duration=HOUR, timezone="Europe/Berlin")
+    spring = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)  # two o'clock in Berlin becomes three
+    assert all(maintenance_until([night], spring + n * timedelta(minutes=15)) is None for n in range(-4, 12))
+    assert maintenance_until([night], spring + timedelta(days=1)) == spring + timedelta(hours=24, minutes=30)
+
+
 def test_two_who_pause_at_once_leave_one_pause(engine: Engine) -> None:
     def work(name: str) -> None:
         for _ in range(5):

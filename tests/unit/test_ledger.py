@@ -118,6 +118,21 @@ def test_rounds_and_decisions_are_in_the_audit_log_as_often_as_in_the_ledger(led
     assert found[1].body["cause"] == "rule drop fires"
 
 
+def test_the_end_of_a_rule_that_fires_is_on_record_when_its_version_or_itself_goes(
+    ledger: Ledger, engine: Engine
+) -> None:
+    calm = replace(RECORD, rule="calm", state=RuleState(at=NOW), firing_since=None)
+    ledger.record(Round("fraud", -1, 0, [RECORD, replace(RECORD, version="2"), calm]), NOW)
+    ledger.record(Round("fraud", 0, 1, retired=["1"]), NOW + HOUR)
+    ledger.keep_rules("fraud", ["calm"], NOW + 2 * HOUR)
+    ended = [(e.at, e.subject, e.body["version"], e.body["before"], e.detail) for e in audit.entries(engine)]
+    assert ended == [
+        (NOW + HOUR, "drop", "1", "firing", "the version serves no more"),
+        (NOW + 2 * HOUR, "drop", "2", "firing", "the rule is no longer configured"),
+    ]
+    assert ledger.rule_records("fraud") == {}
+
+
 def test_request_is_recorded_once(ledger: Ledger) -> None:
     assert ledger.last_request("fraud") is None
     assert ledger.decide(request("r1"), NOW)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import re
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from structlog.testing import capture_logs
 
 from monitor.config import from_dict
 from monitor.errors import ConfigError
 from monitor.metrics import Metrics
 from monitor.webhook_events import DEFAULT_EVENTS, FIELDS, WebhookEvent, fill
-from monitor.webhooks import MAX_AGE, ROUND, Webhook, Webhooks
+from monitor.webhooks import MAX_AGE, ROUND, Sender, Webhook
 from retrain import audit
 from retrain.audit import AuditKind, Entry
+from retrain.database import create_tables, open_engine
 from tests.builders import HOUR, MINUTE, NOW
 
 DOCS = Path(__file__).parents[2] / "docs" / "webhooks.md"
@@ -73,11 +76,19 @@ class Teller:
 
     def __init__(self, engine: Engine, *hooks: Webhook):
         self.engine, self.hooks = engine, hooks
+        self.leads = True
         self.restart()
 
     def restart(self) -> None:
         self.metrics = Metrics()
-        self.webhooks = Webhooks(self.hooks, self.engine, self.metrics, threading.Event())
+        stop = threading.Event()
+        self.senders = [Sender(hook, self.engine, self.metrics, stop, lambda: self.leads) for hook in self.hooks]
+        for sender in self.senders:
+            sender.begin()
+
+    def send(self, now: datetime = NOW) -> None:
+        for sender in self.senders:
+            sender.send(now)
 
     def count(self, outcome: str, name: str = "ops") -> float:
         labels = {"webhook": name, "outcome": outcome}
@@ -97,11 +108,10 @@ def moved(engine: Engine, version: str, hours: int = 0) -> None:
 def test_what_happened_before_the_first_start_is_not_told(engine: Engine, receiver: Receiver) -> None:
     moved(engine, "1")
     teller = Teller(engine, hook(receiver.url))
-    teller.webhooks.send(NOW)
     moved(engine, "2")
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     teller.restart()
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     assert receiver.numbers == [2]
     assert receiver.documents() == [
         {
@@ -115,9 +125,8 @@ def test_what_happened_before_the_first_start_is_not_told(engine: Engine, receiv
 
 def test_body_is_signed_so_that_the_receiver_can_check_it(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook(receiver.url, secret="s3cret"), hook(receiver.url, "plain"))
-    teller.webhooks.send(NOW)
     moved(engine, "2")
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     (headers, body), (unsigned, _) = receiver.taken
     expected = hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
     assert headers["x-driftd-signature"] == f"sha256={expected}"
@@ -126,25 +135,79 @@ def test_body_is_signed_so_that_the_receiver_can_check_it(engine: Engine, receiv
 
 def test_receiver_that_is_away_gets_everything_in_order_when_it_is_back(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook(receiver.url))
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     for version in "234":
         moved(engine, version)
     receiver.status = 503
-    teller.webhooks.send(NOW)
-    teller.webhooks.send(NOW)  # too soon to try again
+    teller.send(NOW)
+    teller.send(NOW)  # too soon to try again
     assert teller.count("failed") == 1
     receiver.status = 200
-    teller.webhooks.send(NOW + MINUTE)
+    teller.send(NOW + MINUTE)
     assert [d["version"] for d in receiver.documents()] == ["2", "3", "4"]
 
 
 def test_one_that_is_away_keeps_the_other_waiting_for_nothing(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook("http://127.0.0.1:1/", "away"), hook(receiver.url))
-    teller.webhooks.send(NOW)
     moved(engine, "2")
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     assert receiver.numbers == [1]
     assert teller.count("failed", "away") == 1
+
+
+def test_a_replica_that_leads_no_more_posts_no_more(engine: Engine, receiver: Receiver) -> None:
+    teller = Teller(engine, hook(receiver.url))
+    for version in "23":
+        moved(engine, version)
+    teller.leads = False
+    teller.send()
+    assert receiver.taken == []
+    teller.leads = True
+    teller.send()
+    assert receiver.numbers == [1, 2]
+
+
+def test_a_damaged_log_stops_the_webhook_and_not_the_daemon(tmp_path: Path, receiver: Receiver) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+    create_tables(engine)
+    teller = Teller(engine, hook(receiver.url))
+    moved(engine, "2")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER audit_log_no_update")
+        connection.exec_driver_sql("UPDATE audit_log SET body = '{ }'")
+    with capture_logs() as logs:
+        teller.send()
+    assert [(e["event"], e["detail"]) for e in logs] == [
+        ("webhook_failed", "the body of entry 1 is not as it was written")
+    ]
+    engine.dispose()
+
+
+def test_only_the_status_of_an_answer_is_read(engine: Engine) -> None:
+    """A receiver that sends its answer's body for ever is done with when the status is there."""
+    served = threading.Event()
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not served.wait(0.1):
+                    self.wfile.write(b"x")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    teller = Teller(engine, hook(f"http://127.0.0.1:{server.server_port}/"))
+    moved(engine, "2")
+    teller.send()
+    assert teller.count("sent") == 1
+    served.set()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(("status", "goes_on"), [(400, True), (413, True), (401, False), (404, False), (302, False)])
@@ -152,26 +215,25 @@ def test_an_entry_that_is_refused_for_good_does_not_keep_the_next_back(
     engine: Engine, receiver: Receiver, status: int, goes_on: bool
 ) -> None:
     teller = Teller(engine, hook(receiver.url))
-    teller.webhooks.send(NOW)
     moved(engine, "2")
     receiver.status = status
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     moved(engine, "3")
     receiver.status = 200
-    teller.webhooks.send(NOW + HOUR)
+    teller.send(NOW + HOUR)
     assert [d["version"] for d in receiver.documents()] == (["3"] if goes_on else ["2", "3"])
 
 
 def test_a_long_time_away_ends_without_a_flood(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook(receiver.url))
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     moved(engine, "old")
     for n in range(ROUND + 5):
         moved(engine, f"new{n}", hours=24)
     later = NOW + MAX_AGE + HOUR
-    teller.webhooks.send(later)
+    teller.send(later)
     assert len(receiver.taken) == ROUND
-    teller.webhooks.send(later)
+    teller.send(later)
     assert [d["version"] for d in receiver.documents()] == [f"new{n}" for n in range(ROUND + 5)]
 
 
@@ -186,7 +248,7 @@ def rule_changed(engine: Engine, before: str, after: str) -> None:
 
 def test_only_what_was_asked_for_is_told_and_by_its_name(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook(receiver.url, events=list(WebhookEvent)))
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     for state in ("requested", "training", "awaiting_approval", "promoted", "rejected", "failed", "rolled_back"):
         job_moved(engine, state)
     rule_changed(engine, "pending", "firing")
@@ -195,16 +257,16 @@ def test_only_what_was_asked_for_is_told_and_by_its_name(engine: Engine, receive
     audit.note(engine, Entry(NOW, AuditKind.ALIAS_MOVED, "fraud", "job", "previous", "", {"version": "1"}))
     audit.note(engine, Entry(NOW, AuditKind.ROWS_FORGOTTEN, "fraud", "ada", "3", ""))
     audit.note(engine, Entry(NOW, AuditKind.PAUSED, "", "ada", "retraining", "freeze"))
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     told = [d["event"] for d in receiver.documents()]
     states = ["awaiting_approval", "promoted", "rejected", "failed", "rolled_back"]
     assert told == [*states, "rule_fired", "rule_resolved", "paused"]
     assert receiver.documents()[-1]["text"] == "driftd: paused: freeze"
     few = Teller(engine, hook(receiver.url, "few", events=["failed"]))
-    few.webhooks.send(NOW)
+    few.send(NOW)
     job_moved(engine, "rejected")
     job_moved(engine, "failed")
-    few.webhooks.send(NOW)
+    few.send(NOW)
     assert [d["event"] for d in receiver.documents()][len(told) :] == ["failed"]
 
 
@@ -222,9 +284,8 @@ def test_templates_of_the_docs_take_any_text(engine: Engine, receiver: Receiver)
         filled = json.loads(fill(template, {**dict.fromkeys(FIELDS, "x"), "text": nasty}))
         assert any(nasty in text for text in _texts(filled))
     teller = Teller(engine, hook(receiver.url, template=templates()[0]))
-    teller.webhooks.send(NOW)
     moved(engine, "2")
-    teller.webhooks.send(NOW)
+    teller.send(NOW)
     assert any('version 2 is the champion: drop of "x"' in text for text in _texts(receiver.documents()[0]))
 
 
@@ -242,7 +303,8 @@ def _texts(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"url": "ftp://x"}, "webhooks[0]: url must begin with http:// or https://"),
+        ({"url": "ftp://x"}, "webhooks.ops.url: must begin with http:// or https://"),
+        ({"url": "https://user:hunter2@x"}, "webhooks.ops.url: must hold no user and password"),
         ({"events": ["champion_moves"]}, "webhooks[0].events[0]: 'champion_moves' is not known: did you mean"),
         ({"template": '{"text": "$txt"}'}, "webhooks[0]: template: there is no $txt; there are $event, $number"),
         ({"template": '{"text": $text}'}, "webhooks[0]: template: it does not become JSON"),
