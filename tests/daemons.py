@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +23,9 @@ import polars as pl
 import tomli_w
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
+from sqlalchemy import text
+
+from retrain.database import open_engine, reading
 
 MODEL = "fraud"
 T = TypeVar("T")
@@ -268,15 +269,13 @@ class Daemon:
 
     def transitions(self) -> list[dict[str, Any]]:
         """All that are recorded, oldest first."""
-        with closing(sqlite3.connect(self.control)) as database:
-            database.row_factory = sqlite3.Row
-            found = database.execute("SELECT * FROM monitor_transitions WHERE model = ? ORDER BY id", (MODEL,))
-            return [dict(row) for row in found]
-
-    @property
-    def control(self) -> Path:
-        url = str(self.config["daemon"].get("control_url") or "")
-        return Path(url.removeprefix("sqlite:///")) if url else self.state / "control.db"
+        engine = open_engine(self.config["daemon"].get("control_url") or f"sqlite:///{self.state / 'control.db'}")
+        query = text("SELECT * FROM monitor_transitions WHERE model = :model ORDER BY id")
+        try:
+            with reading(engine) as connection:
+                return [dict(row) for row in connection.execute(query, {"model": MODEL}).mappings()]
+        finally:
+            engine.dispose()
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,4 +1,7 @@
-"""Two daemons in one group on one lake: one frozen past its session and its lease and woken, then killed."""
+"""Two daemons in one group on one lake: one frozen past its session and its lease and woken, then killed.
+
+On PostgreSQL: a process that is frozen while it writes to SQLite blocks everybody for as long.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tests.conftest import KafkaCluster
 from tests.daemons import Daemon, Daemons, kafka, until
 from tests.e2e.test_crash import check_exactly_once, drain
 from tests.fakes import KafkaSink, Traffic
+from tests.postgres import PostgresServer
 
 
 def leads(daemon: Daemon) -> bool:
@@ -32,12 +36,14 @@ def owned(daemon: Daemon) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-def test_a_frozen_and_a_killed_replica_lose_and_double_nothing(kafka_broker: KafkaCluster, tmp_path: Path) -> None:
+def test_a_frozen_and_a_killed_replica_lose_and_double_nothing(
+    kafka_broker: KafkaCluster, postgres: PostgresServer, tmp_path: Path
+) -> None:
     topics = {Stream.PREDICTIONS: kafka_broker.create_topic(4), Stream.LABELS: kafka_broker.create_topic(2)}
     everything = {f"{topics[Stream.PREDICTIONS]}/{n}" for n in range(4)}
     everything |= {f"{topics[Stream.LABELS]}/{n}" for n in range(2)}
     source = kafka(kafka_broker.bootstrap, *topics.values(), group=f"g-{uuid4().hex[:8]}", session_timeout="3s")
-    shared = {"lake": {"uri": str(tmp_path / "lake")}, "daemon": {"control_url": f"sqlite:///{tmp_path}/control.db"}}
+    shared = {"lake": {"uri": str(tmp_path / "lake")}, "daemon": {"control_url": postgres.create_database()}}
     traffic = Traffic(KafkaSink(kafka_broker.bootstrap, topics, partitions=2), rate=200)
     with Daemons(tmp_path) as daemons:
         pair = [daemons.make(source, name, **shared).start() for name in ("a", "b")]
