@@ -93,7 +93,8 @@ def _job_in_words(job: Mapping[str, Any]) -> Iterator[str]:
         yield f"             {train['rows']} training rows, {train['first']} to {train['last']}"
         yield f"             {holdout['rows']} holdout rows, {holdout['first']} to {holdout['last']}"
         yield f"             sha256 of the rows {data['rows_digest']}"
-        yield f"  code       digest {data['code_digest']}, configuration {data['config_digest']}"
+        yield f"  code       commit {data.get('git_commit') or 'unknown'}, digest {data['code_digest']}"
+        yield f"  settings   digest {data['config_digest']}"
     for gate in job["gates"]:
         yield f"  gate       {'passed' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}"
     agreed = f"approved by {job['approved_by']}" if job["approved_by"] else f"nobody was asked: {job['approval']}"

@@ -76,7 +76,7 @@ class ModelPage {
     const done = () => setTimeout(() => this.refresh(), 800);
     const act = (title, path, explain, reason = true) => () => ask(title, path, { explain, reason, done });
     const buttons = [
-      h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Cooldown and budget still apply.`) }, "Retrain…"),
+      h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Only a job under way or a pause can refuse it.`) }, "Retrain…"),
       h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make the previous version of ${data.model} the champion again.`) }, "Roll back…"),
     ];
     buttons.push(data.paused
