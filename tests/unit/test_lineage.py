@@ -89,7 +89,8 @@ def test_words_name_everything_a_release_engineer_is_asked(store: Store) -> None
     text = "\n".join(to_words(found))
     for told in (
         "version 2", "rule drop fires", "job job-2", "version 12 of lake/fraud/outcomes", "4000 training rows",
-        "sha256 of the rows aa", "commit c0ffee, digest bb", "passed better: 0.012 better", "approved by ada", "r9 in MLflow",
+        "sha256 of the rows aa", "commit c0ffee, digest bb", "passed better: 0.012 better",
+        "approved by ada", "r9 in MLflow",
         "then       version 1, by bob: too many refusals of cards", "driftd rollback fraud --to 2",
     ):  # fmt: skip
         assert told in text, told
