@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,11 +14,11 @@ from monitor.alerts import Unusable, read_alerts
 from monitor.errors import TransientError
 from monitor.lineage import serving_at
 from monitor.operate import Answer, answer, asked_by_person
-from monitor.status import model_status
+from monitor.status import statuses
 from monitor.triggers import Cause
 from monitor.web.views import Views
 from retrain import holds
-from retrain.holds import ALL, Pause, why_held
+from retrain.holds import ALL, Pause
 
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
@@ -58,18 +58,7 @@ class Actions:
 
     def status(self) -> dict[str, Any]:
         daemon = self._daemon
-        now = datetime.now(UTC)
-        return {
-            "models": {
-                m: model_status(
-                    m,
-                    daemon.ledger,
-                    daemon.store,
-                    held=why_held(daemon.store.engine, m, e.plan.retrain.maintenance, now),
-                )
-                for m, e in daemon.evaluators.items()
-            }
-        }
+        return {"models": statuses(daemon.maintenance, daemon.ledger, daemon.store, datetime.now(UTC))}
 
     def read_ahead(self) -> None:
         """Read what the first look at the page would otherwise wait for."""
@@ -110,12 +99,11 @@ class Actions:
             daemon.metrics.count_decision(given.recorded)
         return given
 
-    def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]:
+    def pause(self, model: str, actor: str, reason: str, length: str | None) -> dict[str, Any]:
         if model != ALL:
             self._known(model)
         now = datetime.now(UTC)
-        until = None if length is None else now + length
-        wanted = Pause(model, now, until, actor, reason)
+        wanted = Pause(model, now, holds.pause_until(length, now), actor, reason)
         holds.pause(self._daemon.store.engine, wanted)
         return {"decision": wanted.to_words()}
 

@@ -45,6 +45,7 @@ from monitor.triggers import Cause
 from monitor.web.app import build_app
 from monitor.webhooks import Sender
 from monitor.workers import Workers
+from retrain.config import MaintenanceConfig
 from retrain.cron import cron_trigger
 from retrain.request import TriggerKind
 from retrain.store import Store
@@ -87,6 +88,11 @@ class Daemon:
     @property
     def config(self) -> Config:
         return self.loaded.config
+
+    @property
+    def maintenance(self) -> dict[str, tuple[MaintenanceConfig, ...]]:
+        """The maintenance windows in force, by model."""
+        return {model: evaluator.plan.retrain.maintenance for model, evaluator in self.evaluators.items()}
 
     @property
     def url(self) -> str:
@@ -218,8 +224,7 @@ class Daemon:
             if self.leads and self.stuck < STUCK_AFTER:
                 self._lead()
             self.supervisor.supervise(datetime.now(UTC))
-            maintenance = {m: e.plan.retrain.maintenance for m, e in self.evaluators.items()}
-            self.observer.observe(maintenance, datetime.now(UTC))
+            self.observer.observe(self.maintenance, datetime.now(UTC))
             self.metrics.ready.good("control")
         except TransientError as exc:
             self.metrics.ready.bad("control", str(exc))
@@ -309,10 +314,8 @@ class Daemon:
 
     def declare(self) -> None:
         """Let every series of the configuration in force exist."""
-        for hook in self.config.webhooks:
-            for outcome in ("sent", "failed"):
-                self.metrics.webhook_deliveries.labels(hook.name, outcome)
-        self.metrics.declare(distribution_version("driftd"), {m: e.plan.rules for m, e in self.evaluators.items()})
+        rules = {model: evaluator.plan.rules for model, evaluator in self.evaluators.items()}
+        self.metrics.declare(distribution_version("driftd"), rules, [w.name for w in self.config.webhooks])
         self.metrics.model_info.clear()
         for model, evaluator in self.evaluators.items():
             plan = evaluator.plan

@@ -167,7 +167,8 @@ class Ledger:
         """Forget the states of rules that are no longer configured."""
         gone = (_rule_states.c.model == model, _rule_states.c.rule.not_in(names))
         with writing(self._engine) as db:
-            _forget(db, gone, "the rule is no longer configured", now)
+            for entry in _forget(db, gone, "the rule is no longer configured", now):
+                audit.append(db, entry)
 
     def record(self, done: Round, now: datetime) -> None:
         """Store one round. Raises Conflict, having stored nothing, when the cursor is not at `done.before`."""
@@ -206,7 +207,6 @@ class Ledger:
                         firing_since=record.firing_since,
                     )
                 )
-            retired = (_rule_states.c.model == done.model, _rule_states.c.version.in_(done.retired))
             for version, t in done.transitions:
                 db.execute(
                     insert(_transitions).values(
@@ -220,10 +220,11 @@ class Ledger:
                         reason=t.reason,
                     )
                 )
-            for version, t in done.transitions:
-                audit.append(db, _rule_changed(done.model, version, t, now))
-            if done.retired:
-                _forget(db, retired, "the version serves no more", now)
+            retired = (_rule_states.c.model == done.model, _rule_states.c.version.in_(done.retired))
+            ended = _forget(db, retired, "the version serves no more", now) if done.retired else []
+            changed = [_rule_changed(done.model, version, t, now) for version, t in done.transitions]
+            for entry in (*changed, *ended):  # last: the audit log's lock comes after all others
+                audit.append(db, entry)
 
     def decide(self, decision: RetrainRequest | Suppressed, now: datetime) -> bool:
         """Record a decision; False when it says nothing new (the same request, or the same refusal again)."""
@@ -399,15 +400,17 @@ class Ledger:
             db.execute(delete(_leases).where(_leases.c.name == name, _leases.c.holder == holder))
 
 
-def _forget(db: Connection, where: tuple[ColumnElement[bool], ...], why: str, now: datetime) -> None:
-    """Delete rule states; of those that fire the end is on record."""
+def _forget(db: Connection, where: tuple[ColumnElement[bool], ...], why: str, now: datetime) -> list[Entry]:
+    """Delete rule states; the answer puts on record the end of those that fire."""
     rows = db.execute(select(_rule_states).where(*where)).mappings().all()
     db.execute(delete(_rule_states).where(*where))
+    ended = []
     for row in rows:
         state = RuleState.from_json(row["state"])
         if state.phase is Phase.FIRING and state.at is not None:
-            ended = Transition(row["rule"], Phase.FIRING, Phase.INACTIVE, state.at, why)
-            audit.append(db, _rule_changed(row["model"], row["version"], ended, now))
+            end = Transition(row["rule"], Phase.FIRING, Phase.INACTIVE, state.at, why)
+            ended.append(_rule_changed(row["model"], row["version"], end, now))
+    return ended
 
 
 def _rule_changed(model: str, version: str, t: Transition, now: datetime) -> Entry:

@@ -331,7 +331,7 @@ class Metrics:
         else:
             self.requests.labels(decision.model, decision.trigger.value).inc()
 
-    def declare(self, version: str, models: Mapping[str, Iterable[Rule]]) -> None:
+    def declare(self, version: str, models: Mapping[str, Iterable[Rule]], webhooks: Iterable[str] = ()) -> None:
         """Create every series that is known from the configuration."""
         self.build_info.labels(version, platform.python_version()).set(1)
         for outcome in ("ok", "failed"):
@@ -345,6 +345,8 @@ class Metrics:
                 counter.labels(outcome)
         for outcome in ("sent", "failed"):
             self.annotations.labels(outcome)
+            for webhook in webhooks:
+                self.webhook_deliveries.labels(webhook, outcome)
         for kind in ("refused", "unavailable", "unreadable_file", "replaced_file"):
             self.source_errors.labels(kind)
         for kind in ("assigned", "revoked", "lost"):

@@ -5,14 +5,26 @@ Invariant: reads the control database only, so it answers with the daemon stoppe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from monitor.ledger import REQUESTED, Decision, Ledger
 from monitor.phases import Phase
+from retrain.config import MaintenanceConfig
+from retrain.holds import why_held
 from retrain.states import IN_FLIGHT
 from retrain.store import AliasMove, Job, Store
+
+
+def statuses(
+    models: Mapping[str, Sequence[MaintenanceConfig]], ledger: Ledger, store: Store, now: datetime
+) -> dict[str, dict[str, Any]]:
+    """`model_status` of each of `models`, which are given with their maintenance windows."""
+    return {
+        model: model_status(model, ledger, store, held=why_held(store.engine, model, maintenance, now))
+        for model, maintenance in models.items()
+    }
 
 
 def model_status(model: str, ledger: Ledger, store: Store, *, held: str = "", decisions: int = 10) -> dict[str, Any]:

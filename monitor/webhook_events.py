@@ -11,7 +11,7 @@ from enum import StrEnum
 from string import Template
 from typing import Any
 
-FIELDS = (*("event", "number", "at", "model", "actor", "subject", "detail", "version", "previous_version", "text"),)
+FIELDS = ("event", "number", "at", "model", "actor", "subject", "detail", "version", "previous_version", "text")
 """What a delivery holds and a template may name."""
 
 

@@ -29,7 +29,6 @@ from retrain import audit
 from retrain.audit import AuditKind, Recorded
 from retrain.database import metadata, reading, writing
 from retrain.records import CHAMPION
-from retrain.states import JobState
 
 log = structlog.get_logger()
 
@@ -51,14 +50,7 @@ _cursors = Table(
     Column("number", Integer, nullable=False),  # the audit log's entry that was dealt with last
 )
 
-
-_STATES = {
-    JobState.AWAITING_APPROVAL.value: WebhookEvent.AWAITING_APPROVAL,
-    JobState.PROMOTED.value: WebhookEvent.PROMOTED,
-    JobState.REJECTED.value: WebhookEvent.REJECTED,
-    JobState.FAILED.value: WebhookEvent.FAILED,
-    JobState.ROLLED_BACK.value: WebhookEvent.ROLLED_BACK,
-}
+_NAMED = {event.value: event for event in WebhookEvent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +64,6 @@ class Webhook:
     template: str | None = None
 
 
-_NAMED = {event.value: event for event in WebhookEvent}
-
-
 # -- pure
 
 
@@ -84,7 +73,7 @@ def event_of(entry: Recorded) -> WebhookEvent | None:
         case AuditKind.ALIAS_MOVED:
             return WebhookEvent.CHAMPION_MOVED if entry.subject == CHAMPION else None
         case AuditKind.JOB_MOVED:
-            return _STATES.get(str(entry.body.get("to_state")))
+            return _NAMED.get(str(entry.body.get("to_state")))
         case AuditKind.RULE_CHANGED:
             if entry.body.get("after") == Phase.FIRING:
                 return WebhookEvent.RULE_FIRED
@@ -213,7 +202,7 @@ class Sender:
             found = db.scalar(select(_cursors.c.number).where(_cursors.c.name == self.hook.name))
         if found is not None:
             return int(found)
-        newest = audit.head(self._engine)
+        newest = audit.newest_number(self._engine)
         try:
             with writing(self._engine) as db:
                 db.execute(insert(_cursors).values(name=self.hook.name, number=newest))

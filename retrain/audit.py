@@ -71,6 +71,9 @@ _head = Table(
 )
 
 
+_newest = select(_head.c.number, _head.c.digest)
+
+
 @event.listens_for(_head, "after_create")
 def _begin(_table: Table, connection: Connection, **_: Any) -> None:
     connection.execute(insert(_head).values(id=1, number=0, digest=BEGINNING))
@@ -189,7 +192,7 @@ def append(connection: Connection, entry: Entry) -> None:
 
 def lock(connection: Connection) -> tuple[int, str]:
     """Number and digest of the newest entry, which stays the newest until the caller's transaction ends."""
-    found = connection.execute(select(_head.c.number, _head.c.digest).with_for_update()).first()
+    found = connection.execute(_newest.with_for_update()).first()
     if found is None:
         raise RuntimeError("the audit log has lost its head: restore the control database")
     return found.number, found.digest
@@ -228,10 +231,10 @@ def entries(
         after = rows[-1]["number"]
 
 
-def head(engine: Engine) -> int:
-    """The newest entry's number; 0 before the first."""
+def newest_number(engine: Engine) -> int:
+    """0 before the first entry."""
     with reading(engine) as connection:
-        return int(connection.scalar(select(_head.c.number)) or 0)
+        return int(connection.scalar(_newest) or 0)
 
 
 def newest(engine: Engine, kind: AuditKind) -> Recorded | None:
@@ -254,7 +257,7 @@ def verify(engine: Engine, anchors: Mapping[int, str]) -> Verified:
     """Recompute every digest. `anchors`: digests (or their beginnings) by number, kept elsewhere: without one, a log
     that somebody has rewritten from some entry to its end looks whole."""
     with reading(engine) as connection:
-        head = connection.execute(select(_head.c.number, _head.c.digest)).first()
+        head = connection.execute(_newest).first()
     if head is None:
         return Verified(0, BEGINNING, "its head is missing")
     try:

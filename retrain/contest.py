@@ -14,6 +14,7 @@ from retrain.config import GatesConfig
 from retrain.evaluate import (
     Evaluation,
     Side,
+    answered_by_both,
     as_served,
     constant,
     evaluate,
@@ -25,7 +26,7 @@ from retrain.gates import GateResult, judge
 from retrain.model_files import LoadedModel, UnusableModel
 from retrain.quality import METRICS, Comparison, measure
 from retrain.request import TriggerKind
-from retrain.safeguards import match_of, safeguards, size_gate
+from retrain.safeguards import Match, safeguards, size_gate
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 
@@ -99,6 +100,7 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
         )
         failed = GateResult("quality", False, None, gates.margin, f"the champion cannot be measured: {champion}")
         return Contest(None, alone, None, (failed,))
+    champion, challenger, holdout = answered_by_both(champion, challenger, holdout)
     theirs, ours, comparison = evaluate(
         champion,
         challenger,
@@ -109,7 +111,8 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
         resamples=gates.bootstrap,
         seed=spec.config.seed,
     )
-    asked_for = safeguards(match_of(champion, challenger, holdout, schema, metric), gates, spec.config.seed)
+    match = Match(champion, challenger, holdout, labels_array(holdout, schema), schema, metric)
+    asked_for = safeguards(match, gates, spec.config.seed)
     judged = judge(theirs, ours, comparison, schema, gates, renewing=_renewing(spec))
     return Contest(theirs, ours, comparison, (*judged, *asked_for))
 

@@ -151,6 +151,14 @@ def constant(training: pl.DataFrame, rows: int, schema: ModelSchema) -> Side:
     return Side(GUESS, None, Predictions(values, scores))
 
 
+def answered_by_both(champion: Side, challenger: Side, rows: pl.DataFrame) -> tuple[Side, Side, pl.DataFrame]:
+    """Both sides and the rows, only where both can answer."""
+    if champion.usable is None:
+        return champion, challenger, rows
+    kept = np.flatnonzero(champion.usable)
+    return champion.only(kept), challenger.only(kept), rows[kept]
+
+
 def evaluate(
     champion: Side,
     challenger: Side,
@@ -163,11 +171,9 @@ def evaluate(
     seed: int,
 ) -> tuple[Evaluation, Evaluation, Comparison]:
     """(champion, challenger, challenger against champion) on the rows both can answer for."""
-    usable = np.ones(len(rows), dtype=bool) if champion.usable is None else champion.usable
-    kept = np.flatnonzero(usable)
-    rows = rows[kept]
+    champion, challenger, rows = answered_by_both(champion, challenger, rows)
     labels = labels_array(rows, schema)
-    one, two = champion.predictions[kept], challenger.predictions[kept]
+    one, two = champion.predictions, challenger.predictions
     comparison = compare(metric, labels, one, two, schema, confidence=confidence, resamples=resamples, seed=seed)
     masks = segment_masks(rows, schema)
     sides = [

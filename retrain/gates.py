@@ -6,6 +6,7 @@ pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,7 +96,7 @@ def _quality(
     better = comparison.low > config.margin
     passed = better or (renewing and comparison.high >= 0)
     detail = (
-        f"{name} {_number(ours)} against {_number(theirs)} ({champion.source}): better by "
+        f"{name} {in_words(ours)} against {in_words(theirs)} ({champion.source}): better by "
         f"{comparison.difference:+.4g}, {comparison.confidence:.0%} interval "
         f"[{comparison.low:+.4g}, {comparison.high:+.4g}] "
         f"{'lies above' if better else 'does not lie above'} {config.margin:g}"
@@ -176,5 +177,5 @@ def _latency(champion: Evaluation, challenger: Evaluation, config: GatesConfig) 
     return GateResult("latency", passed, ratio, config.max_latency_ratio, detail)
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
+def in_words(value: float | None) -> str:
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.4g}"

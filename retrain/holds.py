@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Column, ColumnElement, Engine, String, Table, Text, delete, insert, or_, select
 
 from retrain import audit
 from retrain.audit import AuditKind, Entry
-from retrain.config import MaintenanceConfig, RetrainConfig
+from retrain.config import MaintenanceConfig, RetrainConfig, parse_duration
 from retrain.cron import cron_trigger
 from retrain.database import UtcDateTime, metadata, reading, writing
 
@@ -52,14 +52,22 @@ class Pause:
         return f"{what} by {self.actor} {until}" + (f": {self.reason}" if self.reason else "")
 
 
+def pause_until(length: str | None, now: datetime) -> datetime | None:
+    """When a pause of this length ("2h") is over; None: until somebody resumes. Raises ValueError."""
+    if length is None:
+        return None
+    if (duration := parse_duration(length)) <= timedelta(0):
+        raise ValueError("must be longer than nothing")
+    return now + duration
+
+
 def pause(engine: Engine, wanted: Pause) -> None:
     """Record a pause; one that the model has already is replaced."""
-    row = {name: getattr(wanted, name) for name in Pause.__dataclass_fields__}
     until = wanted.until.astimezone(UTC).isoformat() if wanted.until else None
     with writing(engine) as connection:
         audit.lock(connection)  # two who pause at once: one after the other
         connection.execute(delete(_pauses).where(_pauses.c.model == wanted.model))
-        connection.execute(insert(_pauses).values(row))
+        connection.execute(insert(_pauses).values(asdict(wanted)))
         entry = Entry(
             wanted.since, AuditKind.PAUSED, wanted.model, wanted.actor, "retraining", wanted.reason, {"until": until}
         )

@@ -22,7 +22,7 @@ from retrain.errors import LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
 from retrain.states import JobState
-from retrain.steps import Next, Steps
+from retrain.steps import CONTROL, Next, Steps
 from retrain.store import Job, Store
 
 LEASE = timedelta(seconds=60)
@@ -87,7 +87,7 @@ class Driver:
         jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
         retry = Retry(self._limits.backoff, self._clock, self._stopping, on_waiting, jitter)
         while True:
-            job = retry("control database", lambda: self._store.get(job_id))
+            job = retry(CONTROL, lambda: self._store.get(job_id))
             following: Next | None
             if job.attempt > MOST_STARTS and job.state not in (JobState.PROMOTED, *ENDED):
                 text = f"gave up: {MOST_STARTS} processes ended in state {job.state} without finishing it"
@@ -128,7 +128,7 @@ class Driver:
 
     def _advance(self, job: Job, following: Next, retry: Retry) -> None:
         retry(
-            "control database",
+            CONTROL,
             lambda: self._store.advance(
                 job.id,
                 job.state,

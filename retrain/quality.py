@@ -6,7 +6,7 @@ positive means "the second is better".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -107,19 +107,19 @@ def compare(
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     rng = np.random.default_rng(seed)
     note = ""
+    drawn: Iterable[Array]
     if metric in _FROM_COUNTS:
         labels, first, second, weights = _cells(labels, first, second)
-        draws = [rng.multinomial(int(weights.sum()), weights / weights.sum(), size=resamples).astype(float)]
+        drawn = [rng.multinomial(int(weights.sum()), weights / weights.sum(), size=resamples).astype(float)]
     else:
         if len(labels) > BOOTSTRAP_ROWS:
             note = f"interval from {BOOTSTRAP_ROWS} of {len(labels)} rows"
             kept = np.sort(rng.choice(len(labels), BOOTSTRAP_ROWS, replace=False))
             labels, first, second = labels[kept], first[kept], second[kept]
-        draws = None
+        drawn = _drawn(rng, len(labels), resamples)
     if metric == "roc_auc" and len(labels) > EXACT_AUC_ROWS:
         note = "; ".join(filter(None, [note, "bootstrap of roc_auc linearized"]))
     a, b = _statistic(metric, labels, first, schema), _statistic(metric, labels, second, schema)
-    drawn = draws if draws is not None else _drawn(rng, len(labels), resamples)
     found = np.concatenate([sign * (b(w) - a(w)) for w in drawn])
     interval = _percentiles(found, confidence)
     if interval is None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import polars as pl
 
 from retrain.config import GatesConfig
 from retrain.evaluate import GUESS, Model, Side
-from retrain.frame import features_frame, labels_array
-from retrain.gates import GateResult
+from retrain.frame import features_frame
+from retrain.gates import GateResult, in_words
 from retrain.quality import LOWER_IS_BETTER, Array, Predictions, Statistic, bootstrap_interval, measure
 from retrain.schema import FeatureKind, ModelSchema, Task
 
@@ -55,16 +56,6 @@ class Answer:
     detail: str
     value: float | None = None
     limit: float | None = None
-
-
-GateFunction = Callable[[Match], Answer]
-
-
-def match_of(champion: Side, challenger: Side, rows: pl.DataFrame, schema: ModelSchema, metric: str) -> Match:
-    """On the rows that both can answer for."""
-    kept = np.arange(len(rows)) if champion.usable is None else np.flatnonzero(champion.usable)
-    rows = rows[kept]
-    return Match(champion.only(kept), challenger.only(kept), rows, labels_array(rows, schema), schema, metric)
 
 
 def safeguards(match: Match, config: GatesConfig, seed: int) -> list[GateResult]:
@@ -138,7 +129,7 @@ def _fairness(match: Match, config: GatesConfig, seed: int) -> Iterator[GateResu
         if value is not None and interval is not None:  # a difference that cannot be negative: chance adds to it
             interval = (min(value, interval[0]), interval[1])
         detail = (
-            f"by {config.fairness_segment} ({', '.join(groups)}): {_number(value)}, the champion's "
+            f"by {config.fairness_segment} ({', '.join(groups)}): {in_words(value)}, the champion's "
             f"{_once(sides[1], match)}; {limit:g} is allowed"
         )
         yield _at_most(name, value, limit, detail, interval)
@@ -204,7 +195,7 @@ def _agreement(match: Match, config: GatesConfig, seed: int) -> Iterator[GateRes
         same = (ours == theirs).astype(float)
         statistic, what = (lambda w: np.asarray((w @ same) / w.sum(axis=1))), "share of rows with the same answer"
     value, interval = _measured(statistic, len(match.rows), config, seed)
-    detail = f"{what}: {_number(value)} with {match.champion.source}; at least {limit:g} is asked for"
+    detail = f"{what}: {in_words(value)} with {match.champion.source}; at least {limit:g} is asked for"
     yield GateResult("agreement", value is not None and value >= limit, value, limit, detail, interval)
 
 
@@ -236,44 +227,41 @@ def _robustness(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateR
     step = max(1, -(-len(match.rows) // ROBUSTNESS_ROWS))
     rows, labels = match.rows.gather_every(step), match.labels[::step]
     sign = -1.0 if match.metric in LOWER_IS_BETTER else 1.0
+
+    def asked(model: Model, frame: pd.DataFrame) -> float | None:
+        return measure(match.metric, labels, model.predictions(frame, match.schema), match.schema)
+
+    def failed(told: str) -> GateResult:
+        return GateResult("robustness", False, None, -limit, told)
+
     worst, where, unanswered = np.inf, "", 0
     for change, frame in _changed(features_frame(rows, match.schema), match.schema):
         try:
-            a = measure(match.metric, labels, ours.predictions(frame, match.schema), match.schema)
+            a = asked(ours, frame)
         except Exception as exc:  # noqa: BLE001 - whatever a model does with a gap
-            told = f"the challenger cannot answer with {change}: {type(exc).__name__}: {exc}"
-            yield GateResult("robustness", False, None, -limit, told)
+            yield failed(f"the challenger cannot answer with {change}: {type(exc).__name__}: {exc}")
             return
-        if theirs is None:
-            continue
-        if (b := _asked(theirs, frame, labels, match)) is None:
+        b = None
+        with suppress(Exception):  # where the champion cannot answer either, nothing is lost
+            b = None if theirs is None else asked(theirs, frame)
+        if b is None:
             unanswered += 1
-            continue
-        if a is None:
-            told = f"{match.metric} is not defined for the challenger with {change}, for the champion it is {b:.4g}"
-            yield GateResult("robustness", False, None, -limit, told)
+        elif a is None:
+            yield failed(
+                f"{match.metric} is not defined for the challenger with {change}, for the champion it is {b:.4g}"
+            )
             return
-        if sign * (a - b) < worst:
+        elif sign * (a - b) < worst:
             worst = sign * (a - b)
             where = f"{match.metric} {a:.4g} against {b:.4g} with {change}"
+    if where:
+        detail = f"worst of {len(rows)} rows: {where}; worse by {limit:g} is allowed"
+        yield GateResult("robustness", bool(worst >= -limit), float(worst), -limit, detail)
+        return
+    detail = f"the champion can be measured with none of {unanswered} changes: nothing is lost"
     if theirs is None:
-        told = f"every change of an input was answered; no model to compare with: {match.champion.source}"
-        yield GateResult("robustness", True, None, -limit, told)
-        return
-    if not where:
-        told = f"the champion can be measured with none of {unanswered} changes: nothing is lost"
-        yield GateResult("robustness", True, None, -limit, told)
-        return
-    detail = f"worst of {len(rows)} rows: {where}; worse by {limit:g} is allowed"
-    yield GateResult("robustness", bool(worst >= -limit), float(worst), -limit, detail)
-
-
-def _asked(model: Model, frame: pd.DataFrame, labels: Array, match: Match) -> float | None:
-    """None where the champion cannot answer either: nothing is lost there."""
-    try:
-        return measure(match.metric, labels, model.predictions(frame, match.schema), match.schema)
-    except Exception:  # noqa: BLE001 - its code, on our rows
-        return None
+        detail = f"every change of an input was answered; no model to compare with: {match.champion.source}"
+    yield GateResult("robustness", True, None, -limit, detail)
 
 
 def _changed(frame: pd.DataFrame, schema: ModelSchema) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -337,14 +325,10 @@ def _measured(
 
 
 def _once(statistic: Statistic, match: Match) -> str:
-    return _number(float(statistic(np.ones((1, len(match.rows))))[0]))
+    return in_words(float(statistic(np.ones((1, len(match.rows))))[0]))
 
 
 def _at_most(
     name: str, value: float | None, limit: float, detail: str, interval: tuple[float, float] | None
 ) -> GateResult:
     return GateResult(name, value is not None and value <= limit, value, limit, detail, interval)
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None or not np.isfinite(value) else f"{value:.4g}"

@@ -188,15 +188,13 @@ class Store:
         if error is not None:
             values["error"] = error
         with writing(self.engine) as connection:
-            changed = connection.execute(
-                update(jobs).where(jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner)).values(values)
-            )
-            if changed.rowcount != 1:
+            where = (jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner))
+            changed = update(jobs).where(*where).values(values).returning(jobs.c.model, jobs.c.result)
+            if (found := connection.execute(changed).first()) is None:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, from_state, to_state)
-            model, result = connection.execute(select(jobs.c.model, jobs.c.result).where(jobs.c.id == job_id)).one()
-            facts = {"result": result} if from_state is JobState.EVALUATING else {}
-            _record(connection, job_id, model, Step(from_state, to_state, now, actor, detail), facts)
+            facts = {"result": found.result} if from_state is JobState.EVALUATING else {}
+            _record(connection, job_id, found.model, Step(from_state, to_state, now, actor, detail), facts)
 
     def update(self, job_id: str, owner: str | None, **values: Any) -> None:
         """Sets `result`, `fingerprint` or `waiting`. Raises LeaseLost when `owner` does not hold the lease."""
@@ -209,13 +207,12 @@ class Store:
         waiting = JobState.AWAITING_APPROVAL
         with writing(self.engine) as connection:
             where = and_(jobs.c.id == job_id, jobs.c.state == waiting.value)
-            changed = connection.execute(update(jobs).where(where).values(approved_by=actor, updated_at=now))
-            if changed.rowcount != 1:
+            changed = update(jobs).where(where).values(approved_by=actor, updated_at=now).returning(jobs.c.model)
+            if (model := connection.scalar(changed)) is None:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, waiting, JobState.PROMOTED)
-            model = connection.scalar(select(jobs.c.model).where(jobs.c.id == job_id))
             detail = "approved" + (f": {reason}" if reason else "")
-            _record(connection, job_id, str(model), Step(waiting, waiting, now, actor, detail), {})
+            _record(connection, job_id, model, Step(waiting, waiting, now, actor, detail), {})
 
     # -- leases
 

@@ -81,7 +81,7 @@ def export(
 
     known_model(loaded, model)
     _, store = open_control(loaded)
-    found = entries(store.engine, model=model, since=_moment(since), until=_moment(until))
+    found = entries(store.engine, model=model, since=time(since), until=time(until))
     (_write_json if form == "json" else _write_csv)(found, output)
 
 
@@ -112,7 +112,7 @@ def serving(model: str, moment: str | None, as_json: bool, loaded: LoadedConfig)
 
     known_model(loaded, model)
     _, store = open_control(loaded)
-    at = _moment(moment) or datetime.now(UTC)
+    at = time(moment) or datetime.now(UTC)
     found = serving_at(store, model, at)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -158,7 +158,3 @@ def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig
             click.echo(line)
     if not found.same:
         raise click.exceptions.Exit(1)
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else time(text)

@@ -67,7 +67,10 @@ def user(actor: str | None) -> str:
         return f"uid {os.getuid()}"
 
 
-def time(text: str) -> datetime:
+def time(text: str | None) -> datetime | None:
+    """An RFC 3339 time, in UTC where it names no zone; None where none was given."""
+    if text is None:
+        return None
     try:
         at = datetime.fromisoformat(text)
     except ValueError as exc:

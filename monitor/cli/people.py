@@ -31,17 +31,13 @@ if TYPE_CHECKING:
 @with_config
 def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """What each model is doing and why it was, or was not, retrained."""
-    from monitor.plan import plans
-    from monitor.status import model_status
-    from retrain.holds import why_held
+    from monitor.status import statuses
 
     ledger, store = open_control(loaded)
     known_model(loaded, model)
-    now, planned = datetime.now(UTC), plans(loaded)
-    found = {
-        m: model_status(m, ledger, store, held=why_held(store.engine, m, planned[m].retrain.maintenance, now))
-        for m in ([model] if model else sorted(loaded.schemas))
-    }
+    wanted = [model] if model else sorted(loaded.schemas)
+    maintenance = {m: loaded.config.models[m].retrain.maintenance for m in wanted}
+    found = statuses(maintenance, ledger, store, datetime.now(UTC))
     if as_json:
         click.echo(json.dumps({"models": found}, indent=2))
         return
@@ -91,16 +87,13 @@ def retrain(
 def pause(model: str | None, length: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Leave MODEL, or all models, as they are: no retrain, no promotion. Rolling back stays possible."""
     from retrain import holds
-    from retrain.config import parse_duration
 
     known_model(loaded, model)
     now = datetime.now(UTC)
     try:
-        until = None if length is None else now + parse_duration(length)
+        until = holds.pause_until(length, now)
     except ValueError as exc:
         raise click.BadParameter(f"--for {length}: {exc}") from exc
-    if until == now:
-        raise click.BadParameter("--for: must be longer than nothing")
     wanted = holds.Pause(model or holds.ALL, now, until, user(actor), reason)
     _, store = open_control(loaded)
     holds.pause(store.engine, wanted)
@@ -188,7 +181,7 @@ def report(model: str, model_version: str | None, window_end: str | None, loaded
     from monitor.operate import write_window_report
 
     known_model(loaded, model)
-    end = time(window_end) if window_end else None
+    end = time(window_end)
     with spinner("Evidently is at work"):
         path = write_window_report(loaded, model, model_version, end)
     click.echo(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,6 @@ from monitor.errors import TransientError
 from monitor.metrics import Metrics
 from monitor.web.page import CONTENT_SECURITY_POLICY, render
 from monitor.web.views import days_of
-from retrain.config import parse_duration
 
 
 class WebActions(Protocol):
@@ -41,7 +40,7 @@ class WebActions(Protocol):
     def features(self, model: str, version: str, end: datetime) -> dict[str, Any]: ...
     def retrain(self, model: str, actor: str, reason: str, git_ref: str | None) -> dict[str, Any]: ...
     def alerts(self, body: dict[str, Any]) -> dict[str, Any]: ...
-    def pause(self, model: str, actor: str, reason: str, length: timedelta | None) -> dict[str, Any]: ...
+    def pause(self, model: str, actor: str, reason: str, length: str | None) -> dict[str, Any]: ...
     def resume(self, model: str, actor: str, reason: str) -> dict[str, Any]: ...
     def approve(self, job: str, actor: str, reason: str) -> None: ...
     def reject(self, job: str, actor: str, reason: str) -> None: ...
@@ -123,14 +122,11 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
 
     async def pause(request: Request) -> Response:
         name, body = request.path_params.get("model", ""), await _body(request)
+        reason, length = str(body.get("reason", "")), body.get("for")
         try:
-            length = parse_duration(body["for"]) if body.get("for") is not None else None
+            return JSONResponse(await run_in_threadpool(actions.pause, name, _actor(body), reason, length))
         except ValueError as exc:
             raise HTTPException(400, f"for: {exc}") from exc
-        if length is not None and length <= timedelta(0):
-            raise HTTPException(400, "for: must be longer than nothing")
-        reason = str(body.get("reason", ""))
-        return JSONResponse(await run_in_threadpool(actions.pause, name, _actor(body), reason, length))
 
     async def resume(request: Request) -> Response:
         name, body = request.path_params.get("model", ""), await _body(request)

@@ -14,8 +14,9 @@ from retrain import audit
 from retrain.audit import AuditKind, Entry
 from retrain.database import create_tables, open_engine
 from retrain.evaluate import Side
+from retrain.frame import labels_array
 from retrain.quality import Predictions
-from retrain.safeguards import match_of
+from retrain.safeguards import Match
 from tests.builders import NOW
 from tests.retrain_data import BINARY, outcomes
 
@@ -75,5 +76,5 @@ def test_gate_function_of_the_gates_page_runs() -> None:
     exec(compile(script, "gates.md", "exec"), names)
     rows = outcomes(100)
     side = Side("one", "1", Predictions(np.array(["1"] * 4 + ["0"] * 96, dtype=object)))
-    answer = names["few_refusals"](match_of(side, side, rows, BINARY, "accuracy"))
+    answer = names["few_refusals"](Match(side, side, rows, labels_array(rows, BINARY), BINARY, "accuracy"))
     assert answer == names["Answer"](True, "4.0% would be refused", 0.04, 0.05)

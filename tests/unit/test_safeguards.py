@@ -13,14 +13,14 @@ import pytest
 from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
 
 from retrain.config import GatesConfig
-from retrain.evaluate import Side, constant
+from retrain.evaluate import Side, answered_by_both, constant
+from retrain.frame import labels_array
 from retrain.gates import GateResult
 from retrain.quality import Predictions
 from retrain.safeguards import (
     Answer,
     Match,
     calibration_error,
-    match_of,
     odds_difference,
     parity_difference,
     safeguards,
@@ -57,6 +57,12 @@ def side(scores: Any = SURE, **more: Any) -> Side:
 def judged(champion: Side, challenger: Side, rows: pl.DataFrame = ROWS, **config: Any) -> list[GateResult]:
     gates = GatesConfig.model_validate({"bootstrap": 200, **config})
     return safeguards(match_of(champion, challenger, rows, BINARY, "balanced_accuracy"), gates, seed=1)
+
+
+def match_of(champion: Side, challenger: Side, rows: pl.DataFrame, schema: ModelSchema, metric: str) -> Match:
+    """As a contest makes it."""
+    champion, challenger, rows = answered_by_both(champion, challenger, rows)
+    return Match(champion, challenger, rows, labels_array(rows, schema), schema, metric)
 
 
 def one(*sides: Side, **config: Any) -> GateResult:
