@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,9 @@ from monitor.webhooks import Sender, Webhook
 from monitor.workers import Workers
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
+from retrain.states import ON_TRIAL, JobState
 from retrain.store import Job, Store, open_store
+from retrain.trials import awaited, due
 
 log = structlog.get_logger()
 
@@ -128,22 +131,30 @@ def _log_report(key: WindowKey, done: Future[str | None]) -> None:
 def _supervisor(
     config: Config, spec_of: SpecOf, ledger: Ledger, store: Store, lake: Lake, metrics: Metrics
 ) -> Supervisor:
-    watching = lake.clone()
-
-    def watch_due(job: Job) -> bool:
-        rows = watching.count_outcomes(job.model, str(job.result.get("version", "")))
-        return rows >= job.spec.config.watch_rows
-
     return Supervisor(
         ledger,
         store,
         spec_of,
-        watch_due,
+        partial(_due, lake.clone(), store),
         config.control_url,
         job_environment(config),
         config.state.absolute() / "jobs" / "logs",
         metrics,
     )
+
+
+def _due(lake: Lake, store: Store, job: Job, now: datetime) -> bool:
+    """Whether there is something to do for a process of this job's; what waits for rows has them counted here."""
+    if job.state is JobState.PROMOTED:
+        wanted = awaited(job.state, job.result)
+        return lake.count_outcomes(job.model, wanted.version, wanted.after) >= job.spec.config.watch_rows
+    if job.state not in ON_TRIAL:
+        return True
+    moves = store.champion_moves(job.model)
+    if moves and moves[0].version != job.result["compared_with"]:
+        return True
+    wanted = awaited(job.state, job.result)
+    return due(job, lake.count_outcomes(job.model, wanted.version, wanted.after), now)
 
 
 def _annotator(
@@ -178,6 +189,7 @@ def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
         config=plan.retrain,
         storage_options=tuple(sorted(job_storage_options(config).items())),
         reports=str(config.state.absolute() / "reports" / request.model),
+        predictions_uri=Lake(config.lake_uri).table_uri(Table.PREDICTIONS, request.model),
     )
 
 

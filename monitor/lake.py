@@ -161,12 +161,13 @@ class Lake:
             if name in stored and stored[name] != dtype
         ]
 
-    def count_outcomes(self, model: str, version: str) -> int:
-        """Labelled rows of one model version, corrections counted again: an upper bound that costs one column."""
-        lazy = self.scan(Table.OUTCOMES, model)
+    def count_outcomes(self, model: str, version: str, after: datetime) -> int:
+        """Predictions of one model version, later than `after`, whose label is known; reads the days since."""
+        lazy = self.scan(Table.OUTCOMES, model, dates=(day(after), LAST_DAY))
         if lazy is None:
             return 0
-        return int(collect(lazy.filter(pl.col("model_version") == version).select(pl.len())).item())
+        wanted = (pl.col("model_version") == version) & (pl.col("ts") > after)
+        return int(collect(lazy.filter(wanted).select(pl.col("prediction_id").n_unique())).item())
 
     def dates(self, table: Table, model: str) -> list[str]:
         """The days that hold rows, newest first."""
@@ -330,6 +331,9 @@ def _runs(versions: Iterable[int]) -> Iterator[tuple[int, int]]:
         start = end = v
     if start is not None and end is not None:
         yield start, end
+
+
+LAST_DAY = "9999-12-31"
 
 
 def day(ts: datetime) -> str:

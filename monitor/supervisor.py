@@ -23,7 +23,7 @@ from retrain.holds import paused, told_to_job, why_held
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
-from retrain.states import JobState
+from retrain.states import IN_FLIGHT, ON_TRIAL, JobState
 from retrain.store import UNSUCCESSFUL, Job, Store, SubmitOutcome
 
 log = structlog.get_logger()
@@ -42,7 +42,7 @@ class Supervisor:
         ledger: Ledger,
         store: Store,
         spec_of: SpecOf,
-        watch_due: Callable[[Job], bool],
+        due: Callable[[Job, datetime], bool],
         control_url: str,
         environment: Mapping[str, str],
         log_folder: Path,
@@ -51,7 +51,7 @@ class Supervisor:
         self._ledger = ledger
         self._store = store
         self._spec_of = spec_of
-        self._watch_due = watch_due
+        self._due = due
         self._control_url = control_url
         self._environment = environment
         self._log_folder = log_folder
@@ -79,14 +79,16 @@ class Supervisor:
         self._reap(now)
         busy = set(self._processes)
         watched = self._store.list_jobs(states={JobState.PROMOTED}, limit=100)
-        waiting = [job for job in self._store.drivable(now) if not self._held(job, now)]
-        for job in (*waiting, *(j for j in watched if self._watch_due(j))):
-            if job.id not in busy and now.timestamp() >= self._not_before.get(job.id, 0.0):
+        for job in (*self._store.drivable(now), *watched):
+            free = job.id not in busy and now.timestamp() >= self._not_before.get(job.id, 0.0)
+            if free and not self._held(job, now) and self._due(job, now):
                 self._start(job, now)
 
     def _held(self, job: Job, now: datetime) -> bool:
         """Nothing is left to do but to promote, and the model must be left as it is."""
-        if job.result.get("decision") != "promote" or job.result.get("promoting"):
+        if job.state not in IN_FLIGHT or job.result.get("decision") != "promote" or job.result.get("promoting"):
+            return False
+        if job.state in ON_TRIAL and not (job.result.get(job.state.value) or {}).get("passed"):
             return False
         return bool(why_held(self._store.engine, job.model, self._maintenance(job), now))
 

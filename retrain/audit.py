@@ -119,6 +119,7 @@ class AuditKind(StrEnum):
     JOB_MOVED = "job_moved"
     JOB_APPROVED = "job_approved"
     ALIAS_MOVED = "alias_moved"
+    TRAFFIC_CHANGED = "traffic_changed"
     CONFIGURED = "configured"
     PAUSED = "paused"
     RESUMED = "resumed"

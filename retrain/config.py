@@ -127,6 +127,35 @@ class GatesConfig(Section):
     )
 
 
+class ShadowConfig(Section):
+    """A challenger that passed answers the live stream beside the champion, unseen: see docs/trials.md."""
+
+    rows: int = Field(
+        1000, ge=50, description="labelled rows of the champion's that it answers too before it is judged"
+    )
+    time_limit: Duration = Field(
+        parse_duration("7d"), gt=timedelta(0), description="a challenger that has not got them by then is rejected"
+    )
+
+
+class CanaryConfig(Section):
+    """A share of the traffic for a challenger, stepped up: see docs/trials.md."""
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.05, 0.25, 0.5), strict=False, min_length=1, description="shares of the requests, one after the other"
+    )
+    rows: int = Field(500, ge=50, description="labelled rows of the challenger's on which each step is judged")
+    time_limit: Duration = Field(
+        parse_duration("2d"), gt=timedelta(0), description="a step that has not got them by then ends in a rejection"
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanaryConfig:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("steps must rise")
+        return self
+
+
 class RetrainConfig(Section):
     enabled: bool = Field(True, description="false: rules still fire, nothing is trained")
     trainer: str = Field(
@@ -159,6 +188,8 @@ class RetrainConfig(Section):
         description="manual: a challenger that passed waits for `driftd approve`; close_calls: only one that is not "
         "better by `close_call` does",
     )
+    shadow: ShadowConfig | None = Field(None, description="try a challenger beside the champion first; absent: no")
+    canary: CanaryConfig | None = Field(None, description="then with a share of the traffic; absent: no")
     close_call: float = Field(
         3.0, gt=0, description="standard errors of the difference by which a challenger is clearly better"
     )

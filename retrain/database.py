@@ -112,10 +112,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 def create_tables(engine: Engine) -> None:
-    """Creates what is missing; two processes may do so at once."""
+    """Creates what is missing, indexes of older databases too; two processes may do so at once."""
     try:
-        with writing(engine) as connection:
-            metadata.create_all(connection)
+        _create(engine)
     except (DBAPIError, ProgrammingError):  # the other one was faster: look again
-        with writing(engine) as connection:
-            metadata.create_all(connection)
+        _create(engine)
+
+
+def _create(engine: Engine) -> None:
+    with writing(engine) as connection:
+        metadata.create_all(connection)
+        for table in metadata.tables.values():
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)

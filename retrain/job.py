@@ -18,11 +18,12 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from retrain import steps
+from retrain.context import CONTROL, MLFLOW, JobContext, Next
 from retrain.errors import LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
-from retrain.states import JobState
-from retrain.steps import CONTROL, Next, Steps
+from retrain.states import ON_TRIAL, JobState
 from retrain.store import Job, Store
 
 LEASE = timedelta(seconds=60)
@@ -30,6 +31,8 @@ MOST_STARTS = 10
 """Processes started for one state; a job that takes its process down each time fails after so many."""
 log = structlog.get_logger()
 ENDED = frozenset({JobState.REJECTED, JobState.FAILED, JobState.WATCHED, JobState.ROLLED_BACK})
+_ASKED_AGAIN = ON_TRIAL | {JobState.PROMOTED}
+"""States in which what is away may stay away: the job is driven again later."""
 
 
 def utc_now() -> datetime:
@@ -65,15 +68,17 @@ class Driver:
         self._checkpoint = checkpoint
 
     def drive(self, job_id: str) -> JobState:
-        """Goes as far as the job can go now and answers where it is: ended, waiting for approval, promoted and
-        being watched, or where it was told to stop. Raises LeaseLost when another process drives it; any other
-        exception has been recorded as the job's failure."""
+        """Goes as far as the job can go now and answers where it is: ended, waiting for approval or for rows, or where
+        it was told to stop. Raises LeaseLost when another process drives it; any other exception has been recorded as
+        the job's failure."""
         if not self._store.acquire(job_id, self._owner, self._clock(), self._limits.lease):
             self._store.get(job_id)  # raises UnknownJob
             raise LeaseLost(f"job {job_id}: another process holds its lease")
         try:
             with self._heartbeat(job_id):
-                return self._drive(job_id)
+                state = self._drive(job_id)
+            self._store.update(job_id, self._owner, attempt=0)  # a process that ends well is no failed attempt
+            return state
         finally:
             try:
                 self._store.release(job_id, self._owner)
@@ -88,34 +93,33 @@ class Driver:
         retry = Retry(self._limits.backoff, self._clock, self._stopping, on_waiting, jitter)
         while True:
             job = retry(CONTROL, lambda: self._store.get(job_id))
-            following: Next | None
-            if job.attempt > MOST_STARTS and job.state not in (JobState.PROMOTED, *ENDED):
-                text = f"gave up: {MOST_STARTS} processes ended in state {job.state} without finishing it"
-                following = Next(JobState.FAILED, text, text)
-            else:
-                following = self._step(job, retry)
-            if following is None:
+            if job.state in ENDED:
                 return job.state
+            context = JobContext(
+                self._store, job, self._owner, retry, self._clock, self._environ, self._stopping, self._checkpoint
+            )
             try:
-                self._advance(job, following, retry)
+                if (following := self._step(context)) is None:
+                    return job.state
+                self._advance(context, following)
             except LostRace:
                 log.info("job_moved_by_other", job_id=job_id, state=job.state.value)
+            except Stopped:
+                log.info("job_stopped", job_id=job_id, state=job.state.value)
+                return job.state
 
-    def _step(self, job: Job, retry: Retry) -> Next | None:
-        if job.state in ENDED:
-            return None
-        steps = Steps(
-            self._store, job, self._owner, retry, self._clock, self._environ, self._stopping, self._checkpoint
-        )
+    def _step(self, context: JobContext) -> Next | None:
+        """What follows; a bug or a broken set-up is put on record as the failure it is, then raised."""
+        job = context.job
+        if job.attempt > MOST_STARTS and job.state is not JobState.PROMOTED:
+            text = f"gave up: {MOST_STARTS} processes ended in state {job.state} without finishing it"
+            return Next(JobState.FAILED, text, text)
         try:
-            return steps.run()
-        except Stopped:
-            log.info("job_stopped", job_id=job.id, state=job.state.value)
-            return None
-        except (LeaseLost, LostRace):
+            return steps.run(context)
+        except (LeaseLost, LostRace, Stopped):
             raise
         except TransientError as exc:
-            if job.state is JobState.PROMOTED:  # asked again later
+            if job.state in _ASKED_AGAIN:
                 return None
             text = f"gave up waiting after {self._limits.backoff.deadline}: {exc}"
             return Next(JobState.FAILED, text, text)
@@ -123,11 +127,17 @@ class Driver:
             if job.state is JobState.PROMOTED:
                 raise
             text = traceback.format_exception_only(exc)[-1].strip()[:1000]
-            self._advance(job, Next(JobState.FAILED, f"a bug or a broken set-up: {text}", text), retry)
+            self._advance(context, Next(JobState.FAILED, f"a bug or a broken set-up: {text}", text))
             raise
 
-    def _advance(self, job: Job, following: Next, retry: Retry) -> None:
-        retry(
+    def _advance(self, context: JobContext, following: Next) -> None:
+        job = context.job
+        try:
+            steps.leave(context)
+        except TransientError:  # what must be taken back stays with this state: asked again later
+            log.warning("job_not_left", job_id=job.id, state=job.state.value)
+            raise Stopped(MLFLOW) from None
+        context.retry(
             CONTROL,
             lambda: self._store.advance(
                 job.id,
@@ -172,5 +182,5 @@ def _clean(job: Job) -> None:
     folder = job.spec.job_dir
     for name in ("train.parquet", "holdout.parquet", "command_train.parquet"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("model", "model.partial", "smoke", "champion", "previous", "reference"):
+    for name in ("model", "model.partial", "smoke", "champion", "previous", "reference", "on_trial"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -147,6 +147,11 @@ def _is_trusted(name: str, more: Sequence[str]) -> bool:
     return any(name == t or (t.endswith(".") and name.startswith(t)) for t in (*TRUSTED, *more))
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of a model's directory."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def signature_inputs(path: Path) -> dict[str, str] | None:
     """Feature name -> kind, as an MLmodel file's signature has them; None without one."""
     import yaml

@@ -21,8 +21,9 @@ from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.registry import Conflict, Registry
 from retrain.snapshot import write_snapshot
 from retrain.spec import JobSpec
-from retrain.states import JobState
+from retrain.states import REFUSABLE, JobState
 from retrain.store import AliasMove, Store
+from retrain.traffic import TAG, changed, share_of
 from retrain.trainer import TrainingFailed, run_trainer
 
 log = structlog.get_logger()
@@ -38,15 +39,23 @@ def approve(store: Store, job_id: str, actor: str, now: datetime, reason: str = 
 
 
 def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: str, now: datetime) -> None:
-    """The waiting challenger is not wanted. Raises TransientError, with the rejection recorded, when only the
-    `challenger` alias could not be removed."""
+    """The challenger is not wanted: one that waits for approval, or is on trial. Raises TransientError when the
+    registry is away, with the rejection recorded when only the alias `challenger` could not be removed."""
     job = store.get(job_id)
+    if job.state not in REFUSABLE:
+        raise Refused(f"job {job_id} is {job.state}: only a challenger that waits or is on trial can be rejected")
+    name = job.spec.registered_model
+    if job.state is JobState.CANARY:  # or a layer that splits traffic would never hear of it
+        registry.set_tag(name, TAG, None)
+        if share_of(job.result) > 0:
+            result = {**job.result, "canary": {**job.result["canary"], "share": 0.0}}
+            store.update(job_id, None, note=changed(job, 0.0, actor, now), result=result)
     try:
-        store.advance(job_id, JobState.AWAITING_APPROVAL, JobState.REJECTED, reason, now, actor=actor)
+        store.advance(job_id, job.state, JobState.REJECTED, reason, now, actor=actor)
     except LostRace as exc:
         raise Refused(str(exc)) from exc
     log.info("challenger_rejected", job_id=job_id, actor=actor, reason=reason)
-    name = job.spec.registered_model
+    registry.set_tag(name, TAG, None)  # the job's process may have set it again just before
     if registry.resolve_alias(name, CHALLENGER) == job.result.get("version"):
         registry.set_alias(name, CHALLENGER, None)
 

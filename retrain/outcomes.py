@@ -8,9 +8,9 @@ same `date` partition (that of the prediction's `ts`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,15 @@ def open_outcomes(uri: str, version: int | None, storage_options: Mapping[str, s
         raise TransientError(f"outcomes table: {exc}") from exc
 
 
+def newest_prediction(uri: str, storage_options: Mapping[str, str]) -> datetime | None:
+    """Event time of the newest row of a `predictions` table; from the log, no data is read. None without rows."""
+    table = open_outcomes(uri, None, storage_options) if uri else None
+    actions = pl.DataFrame() if table is None else pl.DataFrame(table.get_add_actions(flatten=True))
+    newest = actions["max.ts"].max() if "max.ts" in actions.columns else None
+    assert newest is None or isinstance(newest, datetime)
+    return newest if newest is None or newest.tzinfo else newest.replace(tzinfo=UTC)
+
+
 def partition_rows(table: DeltaTable) -> dict[str, int]:
     """`date` -> rows stored (corrections included), newest first; from the log, no data is read."""
     actions = pl.DataFrame(table.get_add_actions(flatten=True))
@@ -59,9 +68,11 @@ def newest_labelled(
     span: timedelta | None = None,
     model_version: str | None = None,
     since: date | None = None,
+    more_columns: Sequence[str] = (),
 ) -> LabelledRows:
     """The newest `max_rows` labelled rows by event time, none older than `span` before the newest of them; only of
-    `model_version` and of partitions from `since` on when given. Raises TransientError when the store is away."""
+    `model_version` and of partitions from `since` on when given. `columns_of(schema)` and `more_columns` are read, null
+    where the table lacks one. Raises TransientError when the store is away."""
     stored = {d: n for d, n in partition_rows(table).items() if since is None or d >= since.isoformat()}
     dates = list(stored)
     wanted, taken, found, dropped = max_rows, 0, pl.DataFrame(), 0
@@ -71,7 +82,7 @@ def newest_labelled(
             rows += stored[dates[taken]]
             taken += 1
         first = dates[taken - 1] if taken else ""
-        found, dropped = _read(table, schema, first, since, model_version)
+        found, dropped = _read(table, schema, first, model_version, more_columns)
         enough = len(found) >= max_rows
         if not enough and found.height and span is not None and taken < len(dates):
             enough = date.fromisoformat(first) < (_last(found) - span).date()
@@ -121,12 +132,12 @@ def _plain(dtype: pl.DataType) -> str:
 
 
 def _read(
-    table: DeltaTable, schema: ModelSchema, first: str, since: date | None, model_version: str | None
+    table: DeltaTable, schema: ModelSchema, first: str, model_version: str | None, more_columns: Sequence[str]
 ) -> tuple[pl.DataFrame, int]:
     numeric = schema.task is Task.REGRESSION
     scan = pl.scan_delta(table)
     names = scan.collect_schema().names()
-    wanted = columns_of(schema)
+    wanted = [*columns_of(schema), *more_columns]
     if absent := [c for c in ("prediction_id", "ts", "label", *schema.feature_columns) if c not in names]:
         raise MissingColumns(f"the outcomes table has no column {', '.join(absent)}")
     query = scan.filter(pl.col("date") >= first) if first else scan.filter(pl.lit(False))

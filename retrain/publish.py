@@ -6,6 +6,7 @@ Invariant: every step can be repeated after a crash without a second run or vers
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def log_inputs(registry: Registry, run_id: str, spec: JobSpec, snapshot: Snapsho
         registry.log_files(run_id, log)
 
 
+def log_failure(registry: Registry, spec: JobSpec, snapshot: Snapshot, at: datetime, message: str) -> None:
+    """The run of a job whose training failed."""
+    run_id = open_run(registry, spec, snapshot)
+    log_inputs(registry, run_id, spec, snapshot, at)
+    registry.log(run_id, at_ms=0, tags={"driftd.decision": "failed", "driftd.decision_reason": message})
+    registry.end_run(run_id, "FAILED")
+
+
 def log_report(registry: Registry, run_id: str, spec: JobSpec) -> None:
     """The newest window report of the version that caused the job, if this machine has one."""
     version = str(spec.request.evidence.get("version") or "").replace("/", "_")
@@ -132,6 +141,15 @@ def log_evaluation(
     }
     (folder / "evaluation.json").write_text(json.dumps(document, indent=2))
     registry.log_files(run_id, folder / "evaluation.json")
+
+
+def log_trial(registry: Registry, run_id: str, folder: Path, name: str, trial: Mapping[str, Any]) -> None:
+    """How a shadow or a canary went: `NAME.json`, and the tag `driftd.NAME`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(trial, indent=2))
+    registry.log_files(run_id, path)
+    registry.log(run_id, at_ms=0, tags={f"driftd.{name}": "passed" if trial["passed"] else "failed"})
 
 
 def register(registry: Registry, run_id: str, spec: JobSpec) -> str:

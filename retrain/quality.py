@@ -128,6 +128,49 @@ def compare(
     return Comparison(metric, sign * (two - one), *interval, confidence, resamples, note)
 
 
+def compare_unpaired(
+    metric: str,
+    first: tuple[Array, Predictions],
+    second: tuple[Array, Predictions],
+    schema: ModelSchema,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    """As `compare` for (labels, predictions) of different rows, as when two versions share the traffic: each side is
+    resampled by itself (Efron & Tibshirani 1993, ch. 8)."""
+    one, two = (measure(metric, labels, said, schema) for labels, said in (first, second))
+    if one is None or two is None:
+        side = "first" if one is None else "second"
+        return Comparison(metric, None, None, None, confidence, 0, f"{metric} is not defined for the {side}")
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    rng = np.random.default_rng(seed)
+    a, b = (_resampled(metric, labels, said, schema, resamples, rng) for labels, said in (first, second))
+    interval = _percentiles(sign * (b - a), confidence)
+    note = "" if interval is not None else f"{metric} is undefined on too many resamples"
+    low, high = interval or (None, None)
+    return Comparison(metric, sign * (two - one), low, high, confidence, resamples, note)
+
+
+def _resampled(
+    metric: str, labels: Array, said: Predictions, schema: ModelSchema, resamples: int, rng: np.random.Generator
+) -> Array:
+    """The metric on each resample, NaN where it is undefined."""
+    if metric in _FROM_COUNTS:
+        labels, said, _, weights = _cells(labels, said, said)
+        drawn: Iterable[Array] = [
+            rng.multinomial(int(weights.sum()), weights / weights.sum(), size=resamples).astype(float)
+        ]
+    else:
+        if len(labels) > BOOTSTRAP_ROWS:
+            kept = np.sort(rng.choice(len(labels), BOOTSTRAP_ROWS, replace=False))
+            labels, said = labels[kept], said[kept]
+        drawn = _drawn(rng, len(labels), resamples)
+    statistic = _statistic(metric, labels, said, schema)
+    return np.concatenate([statistic(w) for w in drawn])
+
+
 def bootstrap_interval(
     statistic: Statistic, rows: int, *, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float] | None:

@@ -136,6 +136,22 @@ class Registry:
             for key, value in tags.items():
                 client.set_model_version_tag(name, version, key, value[:5000])
 
+    def set_tag(self, name: str, key: str, value: str | None) -> None:
+        """A tag of the registered model; None removes it."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                found = client.get_registered_model(name).tags.get(key)
+            except MlflowException as exc:
+                if exc.error_code != "RESOURCE_DOES_NOT_EXIST" or value is not None:
+                    raise
+                return
+            if value is None and found is not None:
+                client.delete_registered_model_tag(name, key)
+            elif value is not None and found != value:
+                client.set_registered_model_tag(name, key, value)
+
     def resolve_alias(self, name: str, alias: str) -> str | None:
         """The version an alias points at; None without the alias or the model."""
         with self._talking() as client:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -35,6 +35,8 @@ _OPERATIONAL = {
     "follow_up",
     "stop_after_rejected",
     "watch_rows",
+    "shadow",
+    "canary",
 }
 
 
@@ -42,7 +44,7 @@ _OPERATIONAL = {
 class JobSpec:
     """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `environment` holds NAMES of variables
     that the trainer may see besides the harmless ones (PATH, LANG, ...). `reports` is the folder with the HTML reports
-    of the model's windows, "" if there is none."""
+    of the model's windows, "" if there is none. `predictions_uri` is the table of all predictions."""
 
     request: RetrainRequest
     schema: ModelSchema
@@ -54,6 +56,7 @@ class JobSpec:
     storage_options: tuple[tuple[str, str], ...] = ()
     environment: tuple[str, ...] = ()
     reports: str = ""
+    predictions_uri: str = ""
 
     def __post_init__(self) -> None:
         for name, value in self.storage_options:
@@ -93,6 +96,7 @@ class JobSpec:
             "storage_options": dict(self.storage_options),
             "environment": list(self.environment),
             "reports": self.reports,
+            "predictions_uri": self.predictions_uri,
         }
 
     @classmethod
@@ -108,6 +112,7 @@ class JobSpec:
             storage_options=tuple(sorted(data["storage_options"].items())),
             environment=tuple(data["environment"]),
             reports=data.get("reports", ""),
+            predictions_uri=data.get("predictions_uri", ""),
         )
 
 
@@ -117,7 +122,7 @@ def _known(section: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
     known = {}
     for name, value in data.items():
         if name in names:
-            inner = names[name].annotation
-            nested = isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel)
-            known[name] = _known(inner, value) if nested else value  # type: ignore[arg-type]
+            kinds = get_args(names[name].annotation) or (names[name].annotation,)  # `Section | None`
+            inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+            known[name] = _known(inner, value) if inner is not None and isinstance(value, Mapping) else value
     return known

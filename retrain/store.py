@@ -193,14 +193,17 @@ class Store:
             if (found := connection.execute(changed).first()) is None:
                 state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
                 raise _refusal(job_id, state, from_state, to_state)
-            facts = {"result": found.result} if from_state is JobState.EVALUATING else {}
-            _record(connection, job_id, found.model, Step(from_state, to_state, now, actor, detail), facts)
+            step = Step(from_state, to_state, now, actor, detail)
+            _record(connection, job_id, found.model, step, _facts(from_state, found.result or {}))
 
-    def update(self, job_id: str, owner: str | None, **values: Any) -> None:
-        """Sets `result`, `fingerprint` or `waiting`. Raises LeaseLost when `owner` does not hold the lease."""
+    def update(self, job_id: str, owner: str | None, *, note: audit.Entry | None = None, **values: Any) -> None:
+        """Sets `result`, `fingerprint`, `waiting` or `attempt`, and appends `note` to the audit log with it. Raises
+        LeaseLost when `owner` does not hold the lease."""
         with writing(self.engine) as connection:
             if connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount != 1:
                 raise LeaseLost(f"job {job_id}: another process holds its lease")
+            if note is not None:
+                audit.append(connection, note)
 
     def approve(self, job_id: str, actor: str, now: datetime, reason: str = "") -> None:
         """Records the approval; the job goes on when it is run again. Raises LostRace when it does not wait."""
@@ -228,6 +231,12 @@ class Store:
         where = and_(jobs.c.id == job_id, jobs.c.lease_owner == owner)
         with writing(self.engine) as connection:
             return connection.execute(update(jobs).where(where).values(lease_until=now + ttl)).rowcount == 1
+
+    def holds(self, job_id: str, owner: str) -> bool:
+        """Whether nobody has taken the lease from `owner`."""
+        query = select(jobs.c.lease_owner).where(jobs.c.id == job_id)
+        with reading(self.engine) as connection:
+            return connection.scalar(query) == owner
 
     def release(self, job_id: str, owner: str) -> None:
         """Gives the lease back; also for a daemon that saw the process of `owner` die."""
@@ -282,6 +291,17 @@ def _refusal(job_id: str, state: str | None, wanted: JobState, to: JobState) -> 
     if state == wanted.value:
         return LeaseLost(f"job {job_id}: another process holds its lease")
     return LostRace(f"job {job_id} cannot go from {wanted} to {to}: it is {state} by now")
+
+
+def _facts(left: JobState, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the audit log keeps with the step out of a state."""
+    match left:
+        case JobState.EVALUATING:
+            return {"result": result}
+        case JobState.SHADOW | JobState.CANARY:
+            return {left.value: result.get(left.value)}
+        case _:
+            return {}
 
 
 def _record(connection: Connection, job_id: str, model: str, step: Step, facts: Mapping[str, Any]) -> None:

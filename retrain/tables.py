@@ -1,7 +1,7 @@
 """The tables of the acting half.
 
 Invariant: `job_history` and `alias_history` are only appended to; the partial unique index on `jobs` is what makes
-"one job in flight per model" true, whatever the callers do.
+"one job in flight per model" true, whatever the callers do: `ended_at` is set when a job leaves the states in flight.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, String, Table, Text, UniqueConstraint, text
 
 from retrain.database import UtcDateTime, metadata
-from retrain.states import IN_FLIGHT
 
-_in_flight = text(f"state IN ({', '.join(sorted(repr(s.value) for s in IN_FLIGHT))})")
+_in_flight = text("ended_at IS NULL")
 
 jobs = Table(
     "jobs",
@@ -31,7 +30,7 @@ jobs = Table(
     Column("approved_by", String(200)),
     Column("result", JSON),
     Column("error", Text),
-    Index("jobs_one_in_flight", "model", unique=True, sqlite_where=_in_flight, postgresql_where=_in_flight),
+    Index("jobs_in_flight", "model", unique=True, sqlite_where=_in_flight, postgresql_where=_in_flight),
     Index("jobs_by_model", "model", "created_at"),
 )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +88,25 @@ def write(folder: Path, rows: pl.DataFrame) -> str:
     return str(folder)
 
 
+@cache
+def _mlflow_template() -> Path:
+    """An MLflow store without anything in it: making one takes seconds, a copy does not."""
+    from retrain.registry import Registry
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Registry(f"sqlite:///{folder}/mlflow.db").resolve_alias("nobody", "champion")
+    return folder / "mlflow.db"
+
+
+def mlflow_store(folder: Path) -> str:
+    """The URI of the store in `folder`, which is made if it is not there."""
+    path = folder / "mlflow.db"
+    if not path.exists():
+        shutil.copyfile(_mlflow_template(), path)
+    return f"sqlite:///{path}"
+
+
 def spec(
     folder: Path,
     *,
@@ -99,9 +122,10 @@ def spec(
         request=RetrainRequest(id, "fraud", TriggerKind.RULE, "drift of amount", {"share": 0.6}, NOW),
         schema=schema,
         outcomes_uri=str(folder / "outcomes"),
-        tracking_uri=tracking_uri or f"sqlite:///{folder}/mlflow.db",
+        tracking_uri=tracking_uri or mlflow_store(folder),
         registered_model="fraud",
         work_dir=str(folder / "jobs"),
+        predictions_uri=str(folder / "predictions"),
         config=RetrainConfig.model_validate(settings),
         environment=environment,
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import signal
 import threading
 import time
 from dataclasses import replace
@@ -28,79 +26,28 @@ from retrain.operate import approve, register_initial, rollback
 from retrain.registry import Registry, import_mlflow, load_champion
 from retrain.reproduce import reproduce
 from retrain.retry import Backoff
-from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import AliasMove, Store, SubmitOutcome, open_store
+from retrain.store import AliasMove, Store
+from tests.jobs import LOGISTIC, drive, kill_at, runs, store_of, submit, versions
 from tests.mlflow_server import MlflowServer
 from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
-LOGISTIC = "tests.retrain_data:trains_logistic"
 CHECKPOINTS = [
     *("snapshot", "training", "trained", "evaluating", "refitted", "run_opened", "model_logged"),
     *("version_registered", "decided", "awaiting_approval", "alias_moved", "promoted", "watched"),
 ]
-LEASE = timedelta(seconds=2)
-
-
-def store_of(folder: Path) -> Store:
-    return open_store(f"sqlite:///{folder}/control.db")
-
-
-def drive(folder: Path, job_id: str = "job-1", **options: object) -> JobState:
-    limits = Limits(backoff=Backoff(first=0.2, most=1.0))
-    driver = Driver(store_of(folder), environ=dict(os.environ), stopping=threading.Event(), limits=limits, **options)  # type: ignore[arg-type]
-    return driver.drive(job_id)
-
-
-def submit(folder: Path, wanted: JobSpec) -> Store:
-    store = store_of(folder)
-    assert store.submit(wanted, utc_now()).outcome is SubmitOutcome.CREATED
-    return store
-
-
-def versions(wanted: JobSpec) -> list[str]:
-    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
-    return sorted(str(v.version) for v in client.search_model_versions(f"name = '{wanted.registered_model}'"))
-
-
-def runs(wanted: JobSpec) -> list[dict[str, str]]:
-    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
-    experiment = client.get_experiment_by_name(wanted.registered_model)
-    return [dict(r.data.tags) for r in client.search_runs([experiment.experiment_id])]
-
-
-def drive_until(folder: str, name: str) -> None:
-    """Runs in a child: drives the job and is killed right after the checkpoint `name`."""
-
-    def checkpoint(reached: str) -> None:
-        if reached == name:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    limits = Limits(lease=LEASE)
-    store = store_of(Path(folder))
-    environ = dict(os.environ)
-    Driver(store, environ=environ, stopping=threading.Event(), limits=limits, checkpoint=checkpoint).drive("job-1")
 
 
 def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
     wanted = spec(tmp_path, approval="manual")
     store = submit(tmp_path, wanted)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
     killed = []
     for name in CHECKPOINTS:
-        child = context.Process(target=drive_until, args=(str(tmp_path), name))
-        child.start()
-        child.join(120)
-        if child.exitcode == -signal.SIGKILL:
-            killed.append(name)
-            job = store.get("job-1")
-            assert job.lease_owner is not None
-            store.release("job-1", job.lease_owner)  # as a daemon does that saw its job process die
+        killed += [name] if kill_at(tmp_path, name) else []
         if store.get("job-1").state is JobState.AWAITING_APPROVAL and store.get("job-1").approved_by is None:
             approve(store, "job-1", "ann", utc_now())
     assert killed == CHECKPOINTS
@@ -134,13 +81,8 @@ def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone(tmp_path: Path
     write(tmp_path / "outcomes", outcomes(1200))
     wanted = spec(tmp_path, approval="manual")
     store = submit(tmp_path, wanted)
-    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "run_opened"))
-    child.start()
-    child.join(120)
-    left = store.get("job-1")
-    assert left.state is JobState.EVALUATING
-    assert left.lease_owner is not None
-    store.release("job-1", left.lease_owner)
+    assert kill_at(tmp_path, "run_opened")
+    assert store.get("job-1").state is JobState.EVALUATING
     shutil.rmtree(wanted.job_dir)  # as on another replica, which has its own state folder
     assert drive(tmp_path) is JobState.AWAITING_APPROVAL
     assert len(runs(wanted)) == 1
@@ -274,13 +216,8 @@ def test_a_pause_leaves_no_promotion_half_done(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
     wanted = spec(tmp_path, trainer=LOGISTIC)
     store = submit(tmp_path, wanted)
-    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "alias_moved"))
-    child.start()
-    child.join(120)
-    left = store.get("job-1")
-    assert (left.state, store.champion_moves("fraud")) == (JobState.EVALUATING, [])
-    assert left.lease_owner is not None
-    store.release("job-1", left.lease_owner)
+    assert kill_at(tmp_path, "alias_moved")
+    assert (store.get("job-1").state, store.champion_moves("fraud")) == (JobState.EVALUATING, [])
     pause(store.engine, Pause("fraud", utc_now(), None, "ann", ""))
     assert drive(tmp_path) is JobState.WATCHED  # the alias had moved before: what is left is to put it on record
     assert [m.version for m in store.champion_moves("fraud")] == ["1"]
@@ -316,15 +253,10 @@ def test_rolling_back_a_promotion_that_is_not_on_record_yet_ends_its_job(tmp_pat
     write(tmp_path / "outcomes", outcomes(1200, seed=1, flipped=True))
     wanted = spec(tmp_path, trainer=LOGISTIC)
     submit(tmp_path, wanted)
-    child = multiprocessing.get_context("forkserver").Process(target=drive_until, args=(str(tmp_path), "alias_moved"))
-    child.start()
-    child.join(120)
+    assert kill_at(tmp_path, "alias_moved")
     registry = Registry(wanted.tracking_uri)
     assert registry.resolve_alias("fraud", "champion") == "2"
     assert [m.version for m in store.champion_moves("fraud")] == ["1"]
-    left = store.get("job-1").lease_owner
-    assert left is not None
-    store.release("job-1", left)
     assert rollback(store, registry, "fraud", "fraud", "ann", "at once", utc_now()) == "1"
     assert store.get("job-1").state is JobState.REJECTED
     assert drive(tmp_path) is JobState.REJECTED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -271,10 +271,16 @@ def test_scan_prunes_to_days_and_reads_older_versions(lake: Lake) -> None:
         assert lazy.collect()["prediction_id"].to_list() == [found]
 
 
-def test_outcomes_are_counted_by_version(lake: Lake) -> None:
-    assert lake.count_outcomes("fraud", "1") == 0
-    lake.append(Table.OUTCOMES, prediction_rows(["a", "b"], version="1"), "fraud")
-    assert (lake.count_outcomes("fraud", "1"), lake.count_outcomes("fraud", "2")) == (2, 0)
+def test_labelled_predictions_are_counted_by_version_and_time(lake: Lake) -> None:
+    before = datetime(2026, 3, 1, tzinfo=UTC)
+    assert lake.count_outcomes("fraud", "1", before) == 0
+    rows = prediction_rows(["a", "b"], version="1")
+    lake.append(Table.OUTCOMES, rows, "fraud")
+    lake.append(Table.OUTCOMES, rows[:1], "fraud")  # a correction
+    assert (lake.count_outcomes("fraud", "1", before), lake.count_outcomes("fraud", "2", before)) == (2, 0)
+    newest = rows["ts"].max()
+    assert isinstance(newest, datetime)
+    assert lake.count_outcomes("fraud", "1", newest) == 0
 
 
 def test_data_that_went_away_is_a_transient_error(lake: Lake, tmp_path: Path) -> None:

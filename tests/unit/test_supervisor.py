@@ -31,11 +31,11 @@ class Replica:
     """A supervisor whose job processes end with a given code."""
 
     def __init__(self, store: Store, folder: Path):
-        self.store, self.metrics = store, Metrics()
+        self.store, self.metrics, self.due = store, Metrics(), True
         ledger = Ledger(store.engine)
         ledger.create()
         self.supervisor = Supervisor(
-            ledger, store, lambda _: SPEC, lambda _: False, "sqlite://", {}, folder / "logs", self.metrics
+            ledger, store, lambda _: SPEC, lambda *_: self.due, "sqlite://", {}, folder / "logs", self.metrics
         )
 
     def ended(self, code: int) -> subprocess.Popen[bytes]:
@@ -102,6 +102,19 @@ def test_a_job_that_could_only_promote_is_left_alone_while_its_model_is_paused(t
     replica.store.update("r1", None, result={"decision": "promote", "promoting": True})
     assert started()  # what has begun is completed
     replica.store.update("r1", None, result={"decision": "promote"})
+    replica.store.advance("r1", JobState.EVALUATING, JobState.SHADOW, "", NOW)
+    assert started()  # a trial goes on
+    replica.store.update("r1", None, result={"decision": "promote", "shadow": {"passed": True}})
+    assert not started()  # until only the promotion is left
     assert resume(replica.store.engine, "fraud", "ada", "", NOW)
     assert started()
+    replica.store.engine.dispose()
+
+
+def test_a_job_that_waits_for_rows_gets_a_process_when_there_is_something_to_see(tmp_path: Path) -> None:
+    replica = Replica(open_store(f"sqlite:///{tmp_path / 'control.db'}"), tmp_path)
+    replica.store.submit(SPEC, NOW)
+    replica.due = False
+    replica.supervisor.supervise(NOW)
+    assert not replica.supervisor._processes
     replica.store.engine.dispose()

@@ -1,0 +1,114 @@
+"""What every step of a job works with: its record, its registry, its retries; and what every ending has to do.
+
+Invariant: a step changes nothing but its own folder, MLflow and the job's result; the state itself is advanced by
+`retrain.job`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from retrain.audit import Entry
+from retrain.errors import LeaseLost
+from retrain.holds import maintenance_of, why_held
+from retrain.records import CHALLENGER, CHAMPION
+from retrain.registry import Registry
+from retrain.retry import Retry
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import AliasMove, Job, Store
+
+MLFLOW, LAKE, CONTROL = "mlflow", "lake", "control database"
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The state to go to, and why."""
+
+    state: JobState
+    detail: str
+    error: str | None = None
+
+
+class JobContext:
+    """One job in one state, driven by `owner`. `result` is what the job has found so far, saved with `save`."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        owner: str,
+        retry: Retry,
+        clock: Callable[[], datetime],
+        environ: Mapping[str, str],
+        stopping: threading.Event,
+        checkpoint: Callable[[str], None],
+    ) -> None:
+        self.store = store
+        self.job = job
+        self.spec: JobSpec = job.spec
+        self.owner = owner
+        self.retry = retry
+        self.clock = clock
+        self.environ = environ
+        self.stopping = stopping
+        self.checkpoint = checkpoint
+        self.registry = Registry(job.spec.tracking_uri)
+        self.result: dict[str, Any] = dict(job.result)
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        return self.spec.open_storage_options(self.environ)
+
+    def save(self, note: Entry | None = None, /, **values: Any) -> None:
+        """Keep what was found, with `note` in the audit log in the same transaction."""
+        self.result |= values
+        result = json.loads(json.dumps(self.result, default=str))
+        self.retry(CONTROL, lambda: self.store.update(self.job.id, self.owner, note=note, result=result))
+
+    def wait(self, text: str) -> None:
+        """Say what the job waits for."""
+        self.retry(CONTROL, lambda: self.store.update(self.job.id, self.owner, waiting=text))
+
+    def must_hold_lease(self) -> None:
+        """Just before an effect outside: a process that was frozen may have been replaced. Raises LeaseLost."""
+        if not self.store.holds(self.job.id, self.owner):
+            raise LeaseLost(f"job {self.job.id}: another process holds its lease")
+
+    def why_held(self) -> str:
+        windows = maintenance_of(self.spec.config, self.environ)
+        return why_held(self.store.engine, self.job.model, windows, self.clock())
+
+    def record_alias(self, alias: str, version: str, previous: str | None, actor: str, reason: str) -> None:
+        move = AliasMove(self.job.model, alias, version, previous, self.job.id, actor, self.clock(), reason)
+        self.retry(CONTROL, lambda: self.store.record_alias(move))
+
+    def champion_moved(self) -> str:
+        """Why the comparison no longer holds, empty while the champion is the version it was made with."""
+        name, expected = self.spec.registered_model, self.result["compared_with"]
+        found = self.retry(MLFLOW, lambda: self.registry.resolve_alias(name, CHAMPION))
+        return "" if found == expected else moved_meanwhile(expected, found)
+
+    def reject(self, reason: str) -> Next:
+        self.retry(MLFLOW, lambda: self.finish_run("rejected", reason))
+        return Next(JobState.REJECTED, reason)
+
+    def finish_run(self, decision: str, reason: str = "") -> None:
+        """End the job's run in MLflow; a challenger that is not wanted loses its alias. Can be repeated."""
+        name, version, run_id = self.spec.registered_model, self.result["version"], self.result["run_id"]
+        tags = {"driftd.decision": decision, "driftd.decision_reason": reason}
+        self.registry.log(run_id, at_ms=0, tags=tags)
+        self.registry.end_run(run_id)
+        if version is not None:
+            self.registry.tag_version(name, version, tags)
+            if decision == "rejected" and self.registry.resolve_alias(name, CHALLENGER) == version:
+                self.registry.set_alias(name, CHALLENGER, None)
+
+
+def moved_meanwhile(expected: str | None, found: str | None) -> str:
+    return f"the champion was moved meanwhile: compared with version {expected or 'none'}, now it is {found or 'none'}"

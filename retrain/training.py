@@ -1,0 +1,179 @@
+"""The first half of a job: rows, a trained challenger, and how it compares with the champion.
+
+Invariant: repeating a step that was cut off ends the same: what is on disk or in MLflow is found again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import assert_never
+
+import polars as pl
+import structlog
+
+from retrain import contest, publish
+from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
+from retrain.evaluate import score
+from retrain.gates import Promote, SmokeTest, decide
+from retrain.model_files import load_model, stored_bytes, trusted_for
+from retrain.records import CHAMPION
+from retrain.retry import Stopped
+from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
+from retrain.states import JobState
+from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
+
+log = structlog.get_logger()
+
+
+def snapshot(job: JobContext) -> Next:
+    """Take the rows."""
+    taken = job.retry(LAKE, lambda: take_snapshot(job.spec, job.storage_options))
+    if isinstance(taken, TooLittle):
+        return Next(JobState.REJECTED, taken.reason)
+    model, fingerprint = job.job.model, taken.fingerprint
+    before = job.retry(CONTROL, lambda: job.store.trained_before(model, fingerprint, job.job.id))
+    if before is not None:
+        return Next(JobState.REJECTED, f"already trained as job {before}: same rows, code and config")
+    job.save(snapshot=dict(taken.manifest))
+    job.retry(CONTROL, lambda: job.store.update(job.job.id, job.owner, fingerprint=fingerprint))
+    train, holdout = taken.manifest["train"], taken.manifest["holdout"]
+    where = f"outcomes version {taken.manifest['delta_version']}"
+    return Next(JobState.TRAINING, f"{train['rows']} training and {holdout['rows']} holdout rows of {where}")
+
+
+def train(job: JobContext) -> Next:
+    """Make the challenger."""
+    if (failed := _make_model(job, _taken(job))) is not None:
+        return failed
+    took = job.result.get("training_seconds")
+    return Next(JobState.EVALUATING, f"trained in {took} s" if took is not None else "trained, then resumed")
+
+
+def evaluate(job: JobContext) -> Next | None:
+    """Judge the challenger and save the decision; answers the failure, if there is no challenger."""
+    spec, registry, rows = job.spec, job.registry, _taken(job)
+    if (failed := _make_model(job, rows)) is not None:  # trained on a machine that is gone
+        return failed
+    holdout, trusted = rows.holdout(), trusted_for(spec.config)
+    model = load_model(rows.folder / "model", trusted)
+    size = stored_bytes(rows.folder / "model")
+    ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs, size=size)
+    champion = job.retry(MLFLOW, lambda: registry.resolve_alias(spec.registered_model, CHAMPION))
+    theirs = job.retry(
+        MLFLOW,
+        lambda: contest.champion_side(
+            spec,
+            rows,
+            holdout,
+            champion,
+            lambda v: registry.fetch_model(spec.registered_model, v, rows.folder / "champion", trusted),
+        ),
+    )
+    held = contest.hold_contest(spec, theirs, ours, holdout)
+    passed = all(g.passed for g in held.gates)
+    final = _refit(job, rows, holdout) if passed and spec.config.refit else None
+    if passed and final is None:
+        held = held.without_refit()
+    elif final is not None:
+        held = held.of_size(stored_bytes(final), spec.config.gates)
+    passed = all(g.passed for g in held.gates)
+    run_id = job.retry(MLFLOW, lambda: publish.open_run(registry, spec, rows))
+    job.checkpoint("run_opened")
+    at = job.job.created_at
+    job.retry(MLFLOW, lambda: publish.log_inputs(registry, run_id, spec, rows, at))
+    job.retry(MLFLOW, lambda: publish.log_report(registry, run_id, spec))
+    job.retry(
+        MLFLOW,
+        lambda: publish.log_challenger(
+            registry, run_id, final or rows.folder / "model", rows.folder, holdout, ours, spec.schema
+        ),
+    )
+    job.checkpoint("model_logged")
+    version: str | None = None
+    smoke: SmokeTest | None = None
+    if passed:
+        registered = job.retry(MLFLOW, lambda: publish.register(registry, run_id, spec))
+        job.checkpoint("version_registered")
+        version = registered
+        expected = ours if final is None else score(load_model(final, trusted), holdout, spec.schema, source="refit")
+        smoke = job.retry(MLFLOW, lambda: publish.smoke_test(registry, spec, registered, holdout, expected))
+    decision = decide(held.gates, smoke)
+    job.retry(
+        MLFLOW,
+        lambda: publish.log_evaluation(
+            registry, run_id, rows.folder, at, held.champion, held.challenger, held.comparison, decision.gates
+        ),
+    )
+    job.save(
+        decision="promote" if isinstance(decision, Promote) else "reject",
+        reasons=[] if isinstance(decision, Promote) else list(decision.reasons),
+        gates=[g.to_json() for g in decision.gates],
+        gain=held.gain,
+        champion=None if held.champion is None else held.champion.to_json(),
+        challenger=held.challenger.to_json(),
+        compared_with=champion,
+        version=version,
+        run_id=run_id,
+        refit=final is not None,
+    )
+    job.checkpoint("decided")
+    return None
+
+
+def _make_model(job: JobContext, rows: Snapshot) -> Next | None:
+    """Trains unless the model is there; answers the failure, if it failed."""
+    if _has_model(rows.folder):
+        return None
+    trained = run_trainer(job.spec, rows.train_path, job.environ, job.stopping)
+    job.checkpoint("trained")
+    match trained:
+        case TrainingFailed(FailureKind.STOPPED, _):
+            raise Stopped(trained.message)
+        case TrainingFailed(kind, message):
+            job.retry(MLFLOW, lambda: publish.log_failure(job.registry, job.spec, rows, job.job.created_at, message))
+            job.save(failure=kind.value)
+            return Next(JobState.FAILED, message, message)
+        case Trained(_, seconds):
+            job.save(training_seconds=round(seconds, 3))
+            return None
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _refit(job: JobContext, rows: Snapshot, holdout: pl.DataFrame) -> Path | None:
+    """The challenger's recipe on all rows, the holdout included: what is promoted must know what is newest. Answers
+    the model's folder; None when this training fails: then the model that was judged is the one."""
+    spec = replace(job.spec, work_dir=str(rows.folder / "refit"))
+    if not _has_model(spec.job_dir):
+        spec.job_dir.mkdir(parents=True, exist_ok=True)
+        path = spec.job_dir / "train.parquet"
+        pl.concat([rows.train(), holdout]).write_parquet(path)
+        trained = run_trainer(spec, path, job.environ, job.stopping)
+        job.checkpoint("refitted")
+        if isinstance(trained, TrainingFailed):
+            if trained.kind is FailureKind.STOPPED:
+                raise Stopped(trained.message)
+            log.warning("refit_failed", job_id=job.job.id, model=job.job.model, detail=trained.message)
+            return None
+    return spec.job_dir / "model"
+
+
+def _taken(job: JobContext) -> Snapshot:
+    """The snapshot's files; when somebody removed them, the same rows again from the same table version."""
+    found = load_snapshot(job.spec)
+    if found is None:
+        version = job.job.result["snapshot"]["delta_version"]
+        again = job.retry(LAKE, lambda: take_snapshot(job.spec, job.storage_options, version))
+        if isinstance(again, TooLittle) or again.fingerprint != job.job.fingerprint:
+            raise RuntimeError("the snapshot's files are gone and cannot be made again from the lake")
+        return again
+    return found
+
+
+def _has_model(folder: Path) -> bool:
+    """Whether a training in this folder has come to its good end."""
+    result = folder / "train_result.json"
+    done = result.exists() and json.loads(result.read_text()).get("status") == "ok"
+    return done and (folder / "model").is_dir()

@@ -1,0 +1,93 @@
+"""Whole jobs for tests: submitted, driven here or in a child that is killed at a named place; no pytest in here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from retrain.job import Driver, Limits, utc_now
+from retrain.registry import import_mlflow
+from retrain.retry import Backoff
+from retrain.spec import JobSpec
+from retrain.states import JobState
+from retrain.store import Store, SubmitOutcome, open_store
+
+LOGISTIC = "tests.retrain_data:trains_logistic"
+LEASE = timedelta(seconds=2)
+_forkserver = multiprocessing.get_context("forkserver")
+
+
+def store_of(folder: Path) -> Store:
+    return open_store(f"sqlite:///{folder}/control.db")
+
+
+def submit(folder: Path, wanted: JobSpec) -> Store:
+    store = store_of(folder)
+    assert store.submit(wanted, utc_now()).outcome is SubmitOutcome.CREATED
+    return store
+
+
+def drive(
+    folder: Path,
+    job_id: str = "job-1",
+    clock: Callable[[], datetime] = utc_now,
+    checkpoint: Callable[[str], None] = lambda _: None,
+) -> JobState:
+    limits = Limits(backoff=Backoff(first=0.2, most=1.0))
+    driver = Driver(
+        store_of(folder),
+        environ=dict(os.environ),
+        stopping=threading.Event(),
+        clock=clock,
+        limits=limits,
+        checkpoint=checkpoint,
+    )
+    return driver.drive(job_id)
+
+
+def kill_at(folder: Path, name: str, job_id: str = "job-1") -> bool:
+    """Drive the job in a process that is killed at the checkpoint `name`, and free its lease, as the daemon does that
+    saw it die. False when it ended without reaching it."""
+    _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
+    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id))
+    child.start()
+    child.join(120)
+    if child.exitcode != -signal.SIGKILL:
+        return False
+    store = store_of(folder)
+    owner = store.get(job_id).lease_owner
+    assert owner is not None
+    store.release(job_id, owner)
+    return True
+
+
+def _drive_until(folder: str, name: str, job_id: str) -> None:
+    def checkpoint(reached: str) -> None:
+        if reached == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store, environ, limits = store_of(Path(folder)), dict(os.environ), Limits(lease=LEASE)
+    Driver(store, environ=environ, stopping=threading.Event(), limits=limits, checkpoint=checkpoint).drive(job_id)
+
+
+def versions(wanted: JobSpec) -> list[str]:
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    return sorted(str(v.version) for v in client.search_model_versions(f"name = '{wanted.registered_model}'"))
+
+
+def runs(wanted: JobSpec) -> list[dict[str, str]]:
+    """The tags of each run."""
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    experiment = client.get_experiment_by_name(wanted.registered_model)
+    return [dict(r.data.tags) for r in client.search_runs([experiment.experiment_id])]
+
+
+def model_tags(wanted: JobSpec) -> dict[str, str]:
+    """Of the registered model."""
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    return dict(client.get_registered_model(wanted.registered_model).tags)
