@@ -19,6 +19,7 @@ from monitor.triggers import Cause
 from monitor.web.views import Views
 from retrain import holds
 from retrain.holds import ALL, Pause
+from retrain.traffic import traffic
 
 if TYPE_CHECKING:
     from monitor.daemon import Daemon
@@ -125,6 +126,10 @@ class Actions:
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]:
         self._command("rollback", "--actor", actor, "--reason", reason, *(["--to", to] if to else []), "--", model)
         return {"rolled_back": model}
+
+    def traffic(self, model: str) -> dict[str, Any]:
+        self._known(model)
+        return {"model": model, **traffic(self._daemon.store, model).to_json()}
 
     def serving(self, model: str, at: datetime | None) -> dict[str, Any]:
         at = at or datetime.now(UTC)

@@ -20,7 +20,9 @@ class ActivityKind(StrEnum):
     RULE_RESOLVED = "rule_resolved"
     RETRAIN_REQUESTED = "retrain_requested"
     RETRAIN_SUPPRESSED = "retrain_suppressed"
+    SHADOW = "shadow"
     AWAITING_APPROVAL = "awaiting_approval"
+    CANARY = "canary"
     PROMOTED = "promoted"
     REJECTED = "rejected"
     FAILED = "failed"
@@ -28,7 +30,9 @@ class ActivityKind(StrEnum):
 
 
 _STATES = {
+    JobState.SHADOW: ActivityKind.SHADOW,
     JobState.AWAITING_APPROVAL: ActivityKind.AWAITING_APPROVAL,
+    JobState.CANARY: ActivityKind.CANARY,
     JobState.PROMOTED: ActivityKind.PROMOTED,
     JobState.REJECTED: ActivityKind.REJECTED,
     JobState.FAILED: ActivityKind.FAILED,

@@ -292,6 +292,16 @@ class Metrics:
         self.gate_passed = Gauge(
             "driftd_gate_passed", "1 if the last challenger passed the gate", ("model", "gate"), registry=r
         )
+        self.challenger_traffic = Gauge(
+            "driftd_challenger_traffic_ratio",
+            "Share of the requests that a canary should answer",
+            ("model",),
+            registry=r,
+        )
+        self.trial_rows = Gauge(
+            "driftd_trial_rows", "Labelled rows that a shadow or a step of a canary has", ("model",), registry=r
+        )
+        self.trial_rows_needed = Gauge("driftd_trial_rows_needed", "Rows it is judged on", ("model",), registry=r)
         self.job_seconds = Gauge(
             "driftd_last_job_duration_seconds", "From request to end of the last ended job", ("model",), registry=r
         )
@@ -374,6 +384,8 @@ class Metrics:
                 self.jobs.labels(model, state.value)
             for kind in ActivityKind:
                 self.activity_at.labels(model, kind.value)
+            for trial in (self.challenger_traffic, self.trial_rows, self.trial_rows_needed):
+                trial.labels(model)
             for rule in rules:
                 self.rules_fired.labels(model, rule.name, rule.severity.value)
                 self.rule_info.labels(model, rule.name, rule.measure.value, rule.severity.value, rule.action.value).set(

@@ -15,7 +15,7 @@ from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from retrain.config import MaintenanceConfig
 from retrain.holds import why_held
-from retrain.states import JobState
+from retrain.states import ON_TRIAL, JobState
 from retrain.store import Job, Store
 
 log = structlog.get_logger()
@@ -46,6 +46,7 @@ class Observer:
             jobs = self._store.list_jobs(model, limit=_RECENT)
             self._last(model, jobs)
             self._champion(model)
+            self._trial(model, jobs)
             for job in reversed(jobs):
                 self._log(job)
 
@@ -56,6 +57,13 @@ class Observer:
         judged = next((job for job in jobs if job.result.get("gates")), None)
         gates = {g["name"]: float(g["passed"]) for g in judged.result["gates"]} if judged is not None else {}
         self._metrics.set_gates(model, gates)
+
+    def _trial(self, model: str, jobs: list[Job]) -> None:
+        on_trial = next((job for job in jobs if job.state in ON_TRIAL), None)
+        trial = (on_trial.result.get(on_trial.state.value) or {}) if on_trial is not None else {}
+        self._metrics.challenger_traffic.labels(model).set(trial.get("share", 0.0))
+        self._metrics.trial_rows.labels(model).set(trial.get("rows", 0))
+        self._metrics.trial_rows_needed.labels(model).set(trial.get("needed", 0))
 
     def _champion(self, model: str) -> None:
         moves = self._store.champion_moves(model)

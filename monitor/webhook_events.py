@@ -11,7 +11,19 @@ from enum import StrEnum
 from string import Template
 from typing import Any
 
-FIELDS = ("event", "number", "at", "model", "actor", "subject", "detail", "version", "previous_version", "text")
+FIELDS = (
+    "event",
+    "number",
+    "at",
+    "model",
+    "actor",
+    "subject",
+    "detail",
+    "version",
+    "previous_version",
+    "share",
+    "text",
+)
 """What a delivery holds and a template may name."""
 
 
@@ -19,7 +31,10 @@ class WebhookEvent(StrEnum):
     """What a webhook can be told of."""
 
     CHAMPION_MOVED = "champion_moved"
+    TRAFFIC_CHANGED = "traffic_changed"
+    SHADOW = "shadow"
     AWAITING_APPROVAL = "awaiting_approval"
+    CANARY = "canary"
     PROMOTED = "promoted"
     REJECTED = "rejected"
     FAILED = "failed"
@@ -34,8 +49,8 @@ class WebhookEvent(StrEnum):
 
 
 DEFAULT_EVENTS = (
-    *(WebhookEvent.CHAMPION_MOVED, WebhookEvent.AWAITING_APPROVAL, WebhookEvent.FAILED, WebhookEvent.ROLLED_BACK),
-    *(WebhookEvent.PAUSED, WebhookEvent.RESUMED),
+    *(WebhookEvent.CHAMPION_MOVED, WebhookEvent.TRAFFIC_CHANGED, WebhookEvent.AWAITING_APPROVAL),
+    *(WebhookEvent.FAILED, WebhookEvent.ROLLED_BACK, WebhookEvent.PAUSED, WebhookEvent.RESUMED),
 )
 
 

@@ -85,7 +85,7 @@ def event_of(entry: Recorded) -> WebhookEvent | None:
 def document(entry: Recorded, event: WebhookEvent) -> dict[str, Any]:
     """The body of a delivery: the entry without its chain and without what only an auditor reads."""
     version = entry.body.get("version")
-    return {
+    found: dict[str, Any] = {
         "event": event.value,
         "number": entry.number,
         "at": entry.at.isoformat(),
@@ -95,8 +95,18 @@ def document(entry: Recorded, event: WebhookEvent) -> dict[str, Any]:
         "detail": entry.detail,
         "version": version,
         "previous_version": entry.body.get("previous_version"),
+        "share": entry.body.get("share"),
         "text": _text(entry, event, version),
     }
+    if (gates := _gates(entry)) is not None:
+        found["gates"] = gates
+    return found
+
+
+def _gates(entry: Recorded) -> list[dict[str, Any]] | None:
+    """What the challenger was held against, where the entry knows it."""
+    known = (entry.body, *(entry.body.get(of) for of in ("result", "shadow", "canary")))
+    return next((of["gates"] for of in known if of and of.get("gates")), None)
 
 
 def _text(entry: Recorded, event: WebhookEvent, version: Any) -> str:

@@ -6,7 +6,7 @@ job is driven by at most one process, the holder of an unexpired lease. Time is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -252,7 +252,8 @@ class Store:
         try:
             with writing(self.engine) as connection:
                 connection.execute(insert(alias_history).values(values))
-                audit.append(connection, _moved(move))
+                result = connection.scalar(select(jobs.c.result).where(jobs.c.id == move.job_id))
+                audit.append(connection, _moved(move, (result or {}).get("gates", [])))
         except IntegrityError:
             if move.job_id is None:
                 raise
@@ -323,7 +324,10 @@ def _record(connection: Connection, job_id: str, model: str, step: Step, facts: 
     )
 
 
-def _moved(move: AliasMove) -> audit.Entry:
+def _moved(move: AliasMove, gates: Sequence[Mapping[str, Any]]) -> audit.Entry:
+    body: dict[str, Any] = {"version": move.version, "previous_version": move.previous_version, "job": move.job_id}
+    if gates and move.alias == CHAMPION:
+        body["gates"] = gates
     return audit.Entry(
         at=move.at,
         kind=AuditKind.ALIAS_MOVED,
@@ -331,5 +335,5 @@ def _moved(move: AliasMove) -> audit.Entry:
         actor=move.actor,
         subject=move.alias,
         detail=move.reason,
-        body={"version": move.version, "previous_version": move.previous_version, "job": move.job_id},
+        body=body,
     )

@@ -21,7 +21,7 @@ from dashboards.grafana.queries import (
     target,
 )
 
-IN_FLIGHT = 'state=~"requested|snapshot|training|evaluating|awaiting_approval|shadow"'
+IN_FLIGHT = 'state=~"requested|snapshot|training|evaluating|shadow|awaiting_approval|canary"'
 TO_MODEL = f"/d/{page.MODEL}?var-model=${{__data.fields.Model}}&{page.KEEP}"
 TO_RETRAINING = f"/d/{page.RETRAINING}?{page.KEEP}"
 TO_DAEMON = f"/d/{page.DAEMON}?{page.KEEP}"

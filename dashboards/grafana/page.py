@@ -32,7 +32,7 @@ KEEP = "${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 GRAFANA = DataSourceRef(type_val="grafana", uid="-- Grafana --")
 HAPPENED = (
     ("trouble", RED, ("rule_fired", "failed", "rolled_back")),
-    ("retrain wanted", PURPLE, ("retrain_requested", "awaiting_approval")),
+    ("retrain wanted", PURPLE, ("retrain_requested", "shadow", "awaiting_approval", "canary")),
     ("not promoted", YELLOW, ("rejected",)),
     ("good news", GREEN, ("rule_resolved", "promoted")),
 )

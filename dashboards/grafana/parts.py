@@ -48,7 +48,7 @@ WORKS: Named = {0: ("not ready", RED), 1: ("ready", GREEN)}
 JOB_COLOURS = {
     "promoted": GREEN, "watched": GREEN, "rejected": YELLOW, "failed": RED, "rolled_back": ORANGE,
     "awaiting_approval": YELLOW, "requested": BLUE, "snapshot": BLUE, "training": PURPLE, "evaluating": PURPLE,
-    "shadow": PURPLE,
+    "shadow": PURPLE, "canary": ORANGE,
 }  # fmt: skip
 
 

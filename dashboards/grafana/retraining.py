@@ -11,7 +11,7 @@ from dashboards.grafana.parts import GREEN, ORANGE, PURPLE, RED, YELLOW, cell_li
 from dashboards.grafana.queries import increase, now, rate, rows, series, target
 
 M = 'model=~"$model"'
-UNDER_WAY = ("requested", "snapshot", "training", "evaluating", "awaiting_approval", "shadow")
+UNDER_WAY = ("requested", "snapshot", "training", "evaluating", "shadow", "awaiting_approval", "canary")
 TO_MODEL = f"/d/{page.MODEL}?var-model=${{__data.fields.Model}}&{page.KEEP}"
 FAILS = ("Retrains fail", "retrains-fail")
 
@@ -149,6 +149,8 @@ def _jobs() -> list[Any]:
         for state, colour in parts.JOB_COLOURS.items():
             panel.override_by_name(state, [fixed(colour)])
     exits = rate("driftd_job_process_exits_total", "outcome")
+    progress = f"max by (model) ({series('driftd_trial_rows', M)}) / (max by (model) " \
+        f"({series('driftd_trial_rows_needed', M)}) > 0)"  # fmt: skip
     return [
         under_way,
         ended,
@@ -160,6 +162,26 @@ def _jobs() -> list[Any]:
             low=0,
             w=8,
             no_value="no job has ended yet",
+        ),
+        parts.lines(
+            "Canary's share of the traffic",
+            "Share of the requests that a challenger should answer, as published to layers that split traffic.",
+            target(f"max by (model) ({series('driftd_challenger_traffic_ratio', M)})", "{{model}}"),
+            unit="percentunit",
+            low=0,
+            w=12,
+            h=6,
+        ),
+        parts.lines(
+            "Trials: rows against what they are judged on",
+            "Labelled rows of a shadow or of a canary's step, by what it needs. One that stays flat gets no rows: no "
+            "traffic, or no labels.",
+            target(progress, "{{model}}"),
+            unit="percentunit",
+            low=0,
+            w=12,
+            h=6,
+            no_value="no challenger was on trial in this range",
         ),
         parts.lines(
             "Job processes ended",

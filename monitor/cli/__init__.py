@@ -61,7 +61,7 @@ def main(ctx: click.Context, config: Path) -> None:
 for _command in (
     *(start.run, start.check, start.init, start.demo),
     *(people.status, people.retrain, people.approve, people.reject, people.rollback, people.report, people.forget),
-    *(people.pause, people.resume),
+    *(people.pause, people.resume, people.traffic),
     *(trying.calibrate, trying.backtest),
     dead_letters.dead_letters,
     audit.audit,

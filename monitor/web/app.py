@@ -46,6 +46,7 @@ class WebActions(Protocol):
     def reject(self, job: str, actor: str, reason: str) -> None: ...
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]: ...
     def serving(self, model: str, at: datetime | None) -> dict[str, Any]: ...
+    def traffic(self, model: str) -> dict[str, Any]: ...
 
 
 def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:
@@ -120,6 +121,9 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             raise HTTPException(400, "at= is a moment in seconds since 1970")
         return JSONResponse(await run_in_threadpool(actions.serving, name, at))
 
+    async def traffic(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(actions.traffic, request.path_params["model"]))
+
     async def pause(request: Request) -> Response:
         name, body = request.path_params.get("model", ""), await _body(request)
         reason, length = str(body.get("reason", "")), body.get("for")
@@ -167,6 +171,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             Route("/api/v1/models/{model}/timeline", timeline),
             Route("/api/v1/models/{model}/features", features),
             Route("/api/v1/models/{model}/serving", serving),
+            Route("/api/v1/models/{model}/traffic", traffic),
             Route("/api/v1/models/{model}", model),
             Route("/api/v1/models/{model}/retrain", retrain, methods=["POST"]),
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),

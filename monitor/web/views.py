@@ -43,6 +43,7 @@ from monitor.web.series import (
 from monitor.windows import superseded
 from retrain.holds import own_pause, why_held
 from retrain.store import Job, Store
+from retrain.traffic import traffic
 
 SPARK = 60
 """Windows in a sparkline."""
@@ -155,6 +156,7 @@ class Views:
             "summary": summary(self._ledger.decisions(model, 1), jobs),
             "state": state(current, windows.height),
             "windows": columns(frame, windows, plan),
+            "traffic": traffic(self._store, model).to_json(),
             "estimation": estimation(frame, plan.metrics[0]),
             "features": features(frame, windows, plan),
             "segments": segments(frame, plan),
@@ -225,7 +227,8 @@ class Views:
         has_pages = self._tracking_uri.startswith(("http://", "https://"))
         link = f"{self._tracking_uri.rstrip('/')}/#/runs/{run}" if run and has_pages else None
         shown = {k: result.get(k) for k in ("version", "compared_with", "gates", "reasons", "decision", "run_id")}
-        return {**line, **shown, "steps": steps, "mlflow": link}
+        trials = [{"name": name, **result[name]} for name in ("shadow", "canary") if result.get(name)]
+        return {**line, **shown, "trials": trials, "steps": steps, "mlflow": link}
 
     def _report_links(self, model: str) -> list[dict[str, str]]:
         found = sorted((self._reports / model).glob("*.html"), key=lambda p: p.stat().st_mtime, reverse=True)

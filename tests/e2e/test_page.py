@@ -53,10 +53,20 @@ def _prepare(loaded: LoadedConfig) -> None:
     lake, store = Lake(loaded.config.lake_uri), open_store(loaded.config.control_url)
     made.measure_windows(lake, "calm", 40)
     made.measure_windows(lake, "hurt", 40, bad_since=5)
+    made.predictions(lake, "calm")
     made.predictions(lake, "hurt")
     made.measure_windows(lake, "late", 40, bad_since=8, unlabelled=4)
     made.champion(store, "hurt", "1")
     made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None)
+    shadow = {"rows": 300, "gates": _GATES[:1], "passed": True, "detail": "shadow on 300"}
+    steps = [{"share": 0.05, "rows": 210, "gates": _GATES[:1]}]
+    snapshot = {"holdout": {"last": f"{made.newest_end()}"}}
+    made.job(
+        store, loaded, "calm", "job-try", *_PASSED, JobState.SHADOW, JobState.CANARY, gates=_GATES[:1], version="2",
+        decision="promote", compared_with="1", snapshot=snapshot, shadow=shadow,
+        canary={"step": 1, "share": 0.25, "rows": 40, "needed": 200, "steps": steps,
+                "look": {"rows": 60, "at": "2999-01-01T00:00:00+00:00"}},
+    )  # fmt: skip
     made.job(store, loaded, "asked", "job-wait", *_PASSED, JobState.AWAITING_APPROVAL, gates=_GATES[:1], version="2")
     reports = loaded.config.state / "reports" / "hurt"
     reports.mkdir(parents=True)
@@ -97,6 +107,22 @@ def test_model_shows_charts_features_rules_jobs_and_links(opened: Opened) -> Non
     expect(job).to_contain_text("job-slow")
     expect(job.locator("tr", has_text="latency").first).to_contain_text("failed")
     assert page.evaluate("window.shift") < 0.1
+
+
+def test_trials_are_shown_with_their_gates_and_can_be_ended(opened: Opened) -> None:
+    page = opened.go("/models/calm")
+    expect(page.locator("p.words.pending")).to_have_text(
+        "Version 2 should answer 25 % of the requests, version 1 the others."
+    )
+    job = page.locator("details.job")
+    expect(job.locator("h3", has_text="Shadow")).to_contain_text("shadow on 300")
+    expect(job.locator("h3", has_text="Canary")).to_contain_text("share 25 %, 40 of 200 labelled rows")
+    expect(job).to_contain_text("share 5 %, 210 labelled rows")
+    expect(page.get_by_role("button", name="Approve…")).to_have_count(0)
+    page.get_by_role("button", name="Reject…").click()
+    expect(page.locator("dialog")).to_contain_text(
+        "Do not promote version 2, which passed every gate, and give it no more"
+    )
 
 
 def test_estimates_go_on_without_labels_and_chance_decides_instead_of_a_number(opened: Opened) -> None:

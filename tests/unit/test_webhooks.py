@@ -117,6 +117,7 @@ def test_what_happened_before_the_first_start_is_not_told(engine: Engine, receiv
         {
             "event": "champion_moved", "number": 2, "at": NOW.isoformat(), "model": "fraud", "actor": "job",
             "subject": "champion", "detail": 'drop of "x"', "version": "2", "previous_version": "1",
+                "share": None,
             "text": 'fraud: version 2 is the champion: drop of "x"',
         }
     ]  # fmt: skip

@@ -9,6 +9,8 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 
 export const MARKS = {
   retrain_requested: ["--measured", "retrain requested"],
+  shadow: ["--measured", "shadow began"],
+  canary: ["--measured", "canary began"],
   promoted: ["--ok", "promoted"],
   rejected: ["--pending", "rejected"],
   failed: ["--firing", "failed"],

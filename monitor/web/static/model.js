@@ -72,7 +72,7 @@ class ModelPage {
   }
 
   drawHead() {
-    const { data } = this, waiting = data.jobs.find((j) => j.state === "awaiting_approval");
+    const { data } = this, waiting = data.jobs.find((j) => ["awaiting_approval", "shadow", "canary"].includes(j.state));
     const done = () => setTimeout(() => this.refresh(), 800);
     const act = (title, path, explain, reason = true) => () => ask(title, path, { explain, reason, done });
     const buttons = [
@@ -84,15 +84,14 @@ class ModelPage {
       : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`) }, "Pause…"));
     if (waiting) {
       const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
-      buttons.unshift(
-        h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`) }, "Approve…"),
-        h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}.`) }, "Reject…"),
-      );
+      buttons.unshift(h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}${waiting.state === "canary" ? ", and give it no more traffic" : ""}.`) }, "Reject…"));
+      if (waiting.state === "awaiting_approval") buttons.unshift(h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`) }, "Approve…"));
     }
     keepFocus(this.parts.head, [
       h("p", { class: "soft" }, h("a", { href: "/" }, "All models"), ` / ${data.model}`),
       h("h1", {}, data.model, pill(data.state), h("span", { class: "soft" }, data.champion ? `champion: version ${data.champion}` : "no champion recorded yet")),
       h("p", { class: "words" }, data.summary),
+      data.traffic.challenger ? h("p", { class: "words pending" }, `Version ${data.traffic.challenger} should answer ${percent(data.traffic.shares[data.traffic.challenger])} of the requests, version ${data.traffic.champion} the others.`) : "",
       data.held ? h("p", { class: "notice" }, `Held: ${data.held}`) : "",
       h("div", { class: "toolbar" }, buttons),
     ]);
@@ -245,17 +244,32 @@ class ModelPage {
   }
 
   job(j, open) {
-    const gates = (j.gates ?? []).map((g) => h("tr", {}, h("td", {}, pill(g.passed ? "ok" : "failed")), h("td", {}, g.name), h("td", { class: "number" }, number(g.value)), h("td", { class: "number" }, g.interval ? `${number(g.interval[0])} to ${number(g.interval[1])}` : "–"), h("td", { class: "number" }, number(g.limit)), h("td", { class: "soft" }, g.detail)));
     const steps = j.steps.map((s) => h("tr", {}, h("td", { class: "tight" }, clock(s.at)), h("td", {}, s.state.replaceAll("_", " ")), h("td", {}, s.actor), h("td", { class: "soft" }, s.detail)));
     return h("details", { class: "job", open, "data-id": j.id },
       h("summary", {}, pill(j.state), h("span", {}, j.id), h("span", { class: "soft" }, `${clock(j.created_at)} · ${j.reason}`)),
       h("div", { class: "inside" },
         j.error ? h("p", { class: "failed" }, j.error) : "",
         j.waiting ? h("p", { class: "soft" }, `waits: ${j.waiting}`) : "",
-        gates.length ? plain(["", "gate", "#value", "#interval", "#limit", ""], gates) : h("p", { class: "soft" }, "No gate was judged."),
+        j.gates?.length ? gateTable(j.gates) : h("p", { class: "soft" }, "No gate was judged."),
+        j.trials.flatMap(trial),
         h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : ""),
         plain(["at", "state", "by", ""], steps)));
   }
+}
+
+function gateTable(gates) {
+  const rows = gates.map((g) => h("tr", {}, h("td", {}, pill(g.passed ? "ok" : "failed")), h("td", {}, g.name), h("td", { class: "number" }, number(g.value)), h("td", { class: "number" }, g.interval ? `${number(g.interval[0])} to ${number(g.interval[1])}` : "–"), h("td", { class: "number" }, number(g.limit)), h("td", { class: "soft" }, g.detail)));
+  return plain(["", "gate", "#value", "#interval", "#limit", ""], rows);
+}
+
+// A shadow, or the steps of a canary: how far it is, and what it was held against.
+function trial(t) {
+  const judged = t.steps ?? (t.gates ? [t] : []), undecided = t.passed === undefined;
+  const far = undecided && t.needed ? `${t.share ? `share ${percent(t.share)}, ` : ""}${t.rows} of ${t.needed} labelled rows` : "";
+  return [
+    h("h3", {}, `${t.name[0].toUpperCase()}${t.name.slice(1)} `, h("small", { class: "soft" }, far || t.detail || "")),
+    ...judged.flatMap((s) => [s.share ? h("p", { class: "soft" }, `share ${percent(s.share)}, ${s.rows} labelled rows`) : "", gateTable(s.gates)]),
+  ];
 }
 
 // What the performance chart draws: from labels, and without them what the estimate says.
