@@ -23,6 +23,7 @@ RUN python -m venv --without-pip /opt/driftd \
 COPY pyproject.toml README.md LICENSE ./
 COPY monitor monitor
 COPY retrain retrain
+COPY serving serving
 RUN VIRTUAL_ENV=/tools /tools/bin/uv build --quiet --wheel --python /tools/bin/python --no-build-isolation --out-dir /wheels \
     && /tools/bin/uv pip install --quiet --python /opt/driftd/bin/python --no-deps --compile-bytecode /wheels/*.whl \
     && /opt/driftd/bin/driftd --version

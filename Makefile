@@ -40,6 +40,7 @@ lock: install            ## rewrite the lock files from pyproject.toml
 	$(COMPILE) --group dev pyproject.toml -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --group install -o requirements-install.lock
 	$(COMPILE) --group bench -c requirements-dev.lock $(addprefix --no-emit-package ,narwhals numpy scipy) -o requirements-bench.lock
+	$(COMPILE) serving/container/requirements.in -c requirements.lock -o serving/container/requirements.lock
 	$(COMPILE) deploy/image/postgres.in -c requirements.lock -o deploy/image/postgres.lock
 	$(COMPILE) deploy/image/mlflow.in -c requirements.lock -c deploy/image/postgres.lock -o deploy/image/mlflow.lock
 

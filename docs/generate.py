@@ -19,8 +19,9 @@ from pydantic_core import PydanticUndefined
 from monitor.measure.methods import METHODS
 from monitor.metrics import Metrics
 from monitor.rules import ForWindows
-from monitor.sections import Config, Secret
+from monitor.sections import Config
 from retrain.config import format_duration
+from retrain.connection import Secret
 
 HERE = Path(__file__).parent
 

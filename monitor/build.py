@@ -28,14 +28,17 @@ from monitor.measure.reports import ReportTask, make_report
 from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
 from monitor.observer import Observer
+from monitor.outlets.kafka import KafkaTopic
+from monitor.outlets.sender import Outlet, Sender
+from monitor.outlets.webhook import Webhook
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
-from monitor.sections import Config, Secret
+from monitor.sections import Config
 from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
 from monitor.supervisor import SpecOf, Supervisor, job_history
-from monitor.webhooks import Sender, Webhook
 from monitor.workers import Workers
+from retrain.connection import Secret
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
 from retrain.states import ON_TRIAL, JobState
@@ -95,7 +98,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
-        webhooks=[Sender(w, store.engine, metrics, stop, lambda: daemon.leads) for w in _webhooks(config)],
+        senders=[Sender(o, store.engine, metrics, stop, lambda: daemon.leads) for o in _outlets(config)],
         stop=stop,
         reload=threading.Event(),
     )
@@ -166,14 +169,17 @@ def _annotator(
     return Annotator(sink, SentLog(store.engine), partial(activities, ledger, store), metrics, stop, grafana.dashboard)
 
 
-def _webhooks(config: Config) -> list[Webhook]:
+def _outlets(config: Config) -> list[Outlet]:
     def revealed(value: str | Secret | None) -> str | None:
         return value.reveal() if isinstance(value, Secret) else value
 
-    return [
+    found: list[Outlet] = [
         Webhook(w.name, str(revealed(w.url)), revealed(w.secret), frozenset(w.events), w.template)
         for w in config.webhooks
     ]
+    if config.events is not None and config.source.kafka is not None:
+        found.append(KafkaTopic(config.events.topic, config.events.events, config.source.kafka.client_options()))
+    return found
 
 
 def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:

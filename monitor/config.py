@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from monitor.errors import ConfigError
 from monitor.explain import explain
-from monitor.sections import RESERVED_NAMES, Config, ModelConfig, Secret, about_features
+from monitor.sections import RESERVED_NAMES, Config, ModelConfig, about_features
+from retrain.connection import Secret
 from retrain.schema import Feature, ModelSchema, Task
 
 

@@ -37,13 +37,13 @@ from monitor.ledger import Ledger
 from monitor.measure.reports import clean_reports
 from monitor.metrics import Metrics
 from monitor.observer import Observer
+from monitor.outlets.sender import Sender
 from monitor.plan import ModelPlan, plans
 from monitor.sections import Config
 from monitor.state_folder import StateFolder
 from monitor.supervisor import Supervisor
 from monitor.triggers import Cause
 from monitor.web.app import build_app
-from monitor.webhooks import Sender
 from monitor.workers import Workers
 from retrain.config import MaintenanceConfig
 from retrain.cron import cron_trigger
@@ -77,7 +77,7 @@ class Daemon:
     observer: Observer
     listener: socket.socket
     annotator: Annotator | None
-    webhooks: list[Sender]
+    senders: list[Sender]
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -104,7 +104,7 @@ class Daemon:
         signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         signal.signal(signal.SIGINT, lambda *_: self.stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self.reload.set())
-        for sender in self.webhooks:
+        for sender in self.senders:
             sender.begin()
         note_configuration(self.store.engine, self.config, datetime.now(UTC))
         actions = Actions(self)
@@ -138,7 +138,7 @@ class Daemon:
         scheduler = BackgroundScheduler(
             timezone=UTC,
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
-            executors={"default": ThreadPoolExecutor(10), "webhooks": ThreadPoolExecutor(max(1, len(self.webhooks)))},
+            executors={"default": ThreadPoolExecutor(10), "outlets": ThreadPoolExecutor(max(1, len(self.senders)))},
         )
         scheduler.add_listener(self._on_job_error, EVENT_JOB_ERROR | EVENT_JOB_MISSED)
         now = datetime.now(UTC)
@@ -147,9 +147,9 @@ class Daemon:
         scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
         if self.annotator is not None:  # a job of its own: a Grafana that hangs keeps nothing else waiting
             scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
-        for sender in self.webhooks:
-            often, name = IntervalTrigger(seconds=min(5.0, every)), sender.hook.name
-            scheduler.add_job(self.tell, often, args=[sender], id=f"webhook:{name}", executor="webhooks")
+        for sender in self.senders:
+            often, name = IntervalTrigger(seconds=min(5.0, every)), sender.outlet.name
+            scheduler.add_job(self.tell, often, args=[sender], id=f"outlet:{name}", executor="outlets")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
         scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
@@ -239,7 +239,7 @@ class Daemon:
                 log.debug("annotations_waiting", detail=str(exc))
 
     def tell(self, sender: Sender) -> None:
-        """Deliver what happened. Only the leader does, so that a webhook hears everything once."""
+        """Deliver what happened. Only the leader does, so that an outlet hears everything once."""
         if self.leads:
             sender.send(datetime.now(UTC))
 
@@ -315,7 +315,7 @@ class Daemon:
     def declare(self) -> None:
         """Let every series of the configuration in force exist."""
         rules = {model: evaluator.plan.rules for model, evaluator in self.evaluators.items()}
-        self.metrics.declare(distribution_version("driftd"), rules, [w.name for w in self.config.webhooks])
+        self.metrics.declare(distribution_version("driftd"), rules, [s.outlet.name for s in self.senders])
         self.metrics.model_info.clear()
         for model, evaluator in self.evaluators.items():
             plan = evaluator.plan
@@ -355,7 +355,7 @@ class Daemon:
         log.info("config_reloaded", digest=self.config.digest())
 
 
-_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks")
+_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks", "events")
 
 
 def _serve(daemon: Daemon, actions: Actions) -> Any:

@@ -5,17 +5,9 @@ A `ConfigError` is the operator's, a `monitor.rejects.Rejected` the producer's; 
 
 from __future__ import annotations
 
-from retrain.errors import TransientError
+from retrain.errors import ConfigError, TransientError
 
 __all__ = ["ConfigError", "StateLocked", "TransientError"]
-
-
-class ConfigError(Exception):
-    """The operator must change the configuration. `problems` holds one line per mistake."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 class StateLocked(Exception):

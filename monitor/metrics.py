@@ -329,8 +329,8 @@ class Metrics:
         self.jobs = Gauge("driftd_jobs", "Retrain jobs by state", ("model", "state"), registry=r)
         self.job_process_exits = Counter("driftd_job_process_exits", "Ends of job processes", ("outcome",), registry=r)
         self.annotations = Counter("driftd_annotations", "Annotations sent to Grafana", ("outcome",), registry=r)
-        self.webhook_deliveries = Counter(
-            "driftd_webhook_deliveries", "Deliveries to webhooks", ("webhook", "outcome"), registry=r
+        self.deliveries = Counter(
+            "driftd_event_deliveries", "Events told to webhooks, topics, servers", ("outlet", "outcome"), registry=r
         )
         self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
 
@@ -341,7 +341,7 @@ class Metrics:
         else:
             self.requests.labels(decision.model, decision.trigger.value).inc()
 
-    def declare(self, version: str, models: Mapping[str, Iterable[Rule]], webhooks: Iterable[str] = ()) -> None:
+    def declare(self, version: str, models: Mapping[str, Iterable[Rule]], outlets: Iterable[str] = ()) -> None:
         """Create every series that is known from the configuration."""
         self.build_info.labels(version, platform.python_version()).set(1)
         for outcome in ("ok", "failed"):
@@ -355,8 +355,8 @@ class Metrics:
                 counter.labels(outcome)
         for outcome in ("sent", "failed"):
             self.annotations.labels(outcome)
-            for webhook in webhooks:
-                self.webhook_deliveries.labels(webhook, outcome)
+            for outlet in outlets:
+                self.deliveries.labels(outlet, outcome)
         for kind in ("refused", "unavailable", "unreadable_file", "replaced_file"):
             self.source_errors.labels(kind)
         for kind in ("assigned", "revoked", "lost"):

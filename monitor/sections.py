@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, timedelta
@@ -16,48 +15,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WrapValidator, model_validator
 
-from monitor.errors import ConfigError
 from monitor.explain import MistakesFound, hint
 from monitor.measure.methods import METHODS, methods_for
 from monitor.measure.scores import SCORES
 from monitor.measurement import Measure
+from monitor.outside_events import DEFAULT_EVENTS, FIELDS, OutsideEvent, fill
 from monitor.rules import Action, ForEvidence, ForWindows, Severity, parse_for
-from monitor.webhook_events import DEFAULT_EVENTS, FIELDS, WebhookEvent, fill
 from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
+from retrain.connection import KafkaConnection, Secret
 from retrain.cron import cron_trigger
 from retrain.schema import FeatureKind, Task
 
 _ZERO = timedelta(0)
 AUTO = "auto"
-
-
-class Secret(Section):
-    """A secret by reference: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`; never the value itself."""
-
-    env: str | None = None
-    file: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Secret:
-        if (self.env is None) == (self.file is None):
-            raise ValueError('give exactly one of env = "NAME" or file = "PATH"')
-        return self
-
-    def reveal(self) -> str:
-        """The secret's value. Raises ConfigError naming the variable or file that is missing."""
-        if self.env is not None:
-            if not (value := os.environ.get(self.env)):
-                raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
-            return value
-        try:
-            value = Path(str(self.file)).read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
-        except UnicodeDecodeError as exc:
-            raise ConfigError([f"secret file {self.file}: is not UTF-8 text"]) from exc
-        if not value:
-            raise ConfigError([f"secret file {self.file}: is empty"])
-        return value
 
 
 class HttpConfig(Section):
@@ -82,18 +52,10 @@ class LakeConfig(Section):
     )
 
 
-class KafkaConfig(Section):
-    bootstrap: tuple[str, ...] = Field(strict=False, min_length=1, description="host:port of one or more brokers")
+class KafkaConfig(KafkaConnection):
     group: str = Field("driftd", description="consumer group; replicas share it")
     predictions: tuple[str, ...] = Field(("predictions",), strict=False, description="topics with predictions")
     labels: tuple[str, ...] = Field(("labels",), strict=False, description="topics with labels")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] | None = None
-    username: Secret | None = Field(None, description="SASL user name")
-    password: Secret | None = Field(None, description="SASL password")
-    ca_file: str | None = Field(None, description="PEM file of the authorities that sign the brokers")
-    cert_file: str | None = Field(None, description="PEM file of the client certificate")
-    key_file: str | None = Field(None, description="PEM file of the client key")
     session_timeout: Duration = Field(parse_duration("45s"), description="the group expels a silent replica then")
     max_poll_interval: Duration = Field(parse_duration("5m"), description="the group expels a stuck replica then")
 
@@ -514,7 +476,7 @@ class WebhookConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,60}$")
     url: str | Secret = Field(description="where each event is posted; a secret where the address is one")
     secret: Secret | None = Field(None, description="signs each body (HMAC-SHA-256) in the header X-Driftd-Signature")
-    events: tuple[Annotated[WebhookEvent, Field(strict=False)], ...] = Field(
+    events: tuple[Annotated[OutsideEvent, Field(strict=False)], ...] = Field(
         DEFAULT_EVENTS, strict=False, description="what it is told of"
     )
     template: str | None = Field(None, description="JSON with $text, $model, .. instead of driftd's own document")
@@ -527,6 +489,15 @@ class WebhookConfig(Section):
             except ValueError as exc:
                 raise ValueError(f"template: {exc}") from exc
         return self
+
+
+class EventsConfig(Section):
+    """A topic that is told what happens; the connection is that of `source.kafka`: see docs/webhooks.md."""
+
+    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="topic that events are written to")
+    events: tuple[Annotated[OutsideEvent, Field(strict=False)], ...] = Field(
+        tuple(OutsideEvent), strict=False, description="what it is told of; default: everything"
+    )
 
 
 class DaemonConfig(Section):
@@ -550,11 +521,14 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()
     grafana: GrafanaConfig | None = None
     webhooks: tuple[WebhookConfig, ...] = Field((), strict=False, description="who is told what happens")
+    events: EventsConfig | None = None
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _webhooks_told_apart(self) -> Config:
+    def _outlets_usable(self) -> Config:
         mistakes = list(_once("webhooks", [w.name for w in self.webhooks]))
+        if self.events is not None and self.source.kafka is None:
+            mistakes.append(("events", 'needs the table [source.kafka], also with source.kind = "files"'))
         if mistakes:
             raise MistakesFound(mistakes)
         return self

@@ -28,13 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.control:
         parser.error("--control or DRIFTD_CONTROL is needed")
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before scikit-learn loads OpenMP
     import structlog
 
     from retrain.errors import LeaseLost, UnknownJob
     from retrain.job import Driver
     from retrain.store import open_store
+    from retrain.trainer import SHORT_SPIN
 
+    os.environ.setdefault(*SHORT_SPIN)  # before scikit-learn loads OpenMP
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from retrain.aliases import CHALLENGER, CHAMPION
 from retrain.audit import Entry
 from retrain.errors import LeaseLost
 from retrain.holds import maintenance_of, why_held
-from retrain.records import CHALLENGER, CHAMPION
 from retrain.registry import Registry
 from retrain.retry import Retry
 from retrain.spec import JobSpec

@@ -7,6 +7,14 @@ place, `retrain.retry`; everything else here is a refusal that retrying cannot c
 from __future__ import annotations
 
 
+class ConfigError(Exception):
+    """The operator must change the configuration. `problems` holds one line per mistake."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
 class TransientError(Exception):
     """Nobody need act: something outside is away for a while. The text says what, and what it answered."""
 

@@ -14,16 +14,16 @@ import polars as pl
 import structlog
 
 from retrain import publish
+from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS, TRAFFIC_TAG
 from retrain.errors import LostRace, Refused
 from retrain.evaluate import score
 from retrain.model_files import load_model, trusted_for
-from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.registry import Conflict, Registry
 from retrain.snapshot import write_snapshot
 from retrain.spec import JobSpec
 from retrain.states import REFUSABLE, JobState
 from retrain.store import AliasMove, Store
-from retrain.traffic import TAG, changed, share_of
+from retrain.traffic import changed, share_of
 from retrain.trainer import TrainingFailed, run_trainer
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
         raise Refused(f"job {job_id} is {job.state}: only a challenger that waits or is on trial can be rejected")
     name = job.spec.registered_model
     if job.state is JobState.CANARY:  # or a layer that splits traffic would never hear of it
-        registry.set_tag(name, TAG, None)
+        registry.set_tag(name, TRAFFIC_TAG, None)
         if share_of(job.result) > 0:
             result = {**job.result, "canary": {**job.result["canary"], "share": 0.0}}
             store.update(job_id, None, note=changed(job, 0.0, actor, now), result=result)
@@ -55,7 +55,7 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
     except LostRace as exc:
         raise Refused(str(exc)) from exc
     log.info("challenger_rejected", job_id=job_id, actor=actor, reason=reason)
-    registry.set_tag(name, TAG, None)  # the job's process may have set it again just before
+    registry.set_tag(name, TRAFFIC_TAG, None)  # the job's process may have set it again just before
     if registry.resolve_alias(name, CHALLENGER) == job.result.get("version"):
         registry.set_alias(name, CHALLENGER, None)
 

@@ -12,10 +12,10 @@ from typing import Any, assert_never
 
 import structlog
 
+from retrain.aliases import CHAMPION, PREVIOUS
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next, moved_meanwhile
 from retrain.evaluate import score
 from retrain.model_files import UnusableModel, trusted_for
-from retrain.records import CHAMPION, PREVIOUS
 from retrain.registry import Conflict, Promoted
 from retrain.states import JobState
 from retrain.store import approval_due

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from retrain.aliases import CHALLENGER
 from retrain.evaluate import Evaluation, Side
 from retrain.gates import GateResult, SmokeTest
 from retrain.model_files import UnusableModel, trusted_for
 from retrain.provenance import git_commit
 from retrain.quality import Comparison
-from retrain.records import CHALLENGER
 from retrain.registry import MODEL_PATH, Registry
 from retrain.schema import ModelSchema, Task
 from retrain.snapshot import Snapshot

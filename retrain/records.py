@@ -18,9 +18,6 @@ from sqlalchemy import RowMapping
 from retrain.spec import JobSpec
 from retrain.states import JobState
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-"""Aliases of a registered model."""
-
 
 class SubmitOutcome(StrEnum):
     CREATED = "created"

@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.errors import TransientError
 from retrain.model_files import LoadedModel, UnusableModel, load_model, signature_inputs
-from retrain.records import CHALLENGER, CHAMPION, PREVIOUS
 
 JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
 MODEL_PATH = "model"
@@ -152,6 +152,19 @@ class Registry:
             elif value is not None and found != value:
                 client.set_registered_model_tag(name, key, value)
 
+    def pointers(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Aliases -> versions, and tags, of a registered model; both empty without one."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                model = client.get_registered_model(name)
+            except MlflowException as exc:
+                if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}, {}
+                raise
+            return {alias: str(version) for alias, version in model.aliases.items()}, dict(model.tags)
+
     def resolve_alias(self, name: str, alias: str) -> str | None:
         """The version an alias points at; None without the alias or the model."""
         with self._talking() as client:
@@ -244,18 +257,28 @@ class Registry:
         import requests
         import urllib3
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import OperationalError
 
+        away: tuple[type[Exception], ...] = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError)
+        away += _store_errors()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of MLflow, about itself
                 yield self._client
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, OperationalError) as exc:
+        except away as exc:
             raise TransientError(f"{type(exc).__name__}: {exc}") from exc
         except MlflowException as exc:
             if exc.get_http_status_code() >= 500 or exc.get_http_status_code() == 429:
                 raise TransientError(str(exc)) from exc
             raise
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Of a store that is a database here; services that only talk to a server need not have SQLAlchemy."""
+    try:
+        from sqlalchemy.exc import OperationalError
+    except ImportError:
+        return ()
+    return (OperationalError,)
 
 
 def import_mlflow() -> Any:

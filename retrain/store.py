@@ -14,10 +14,11 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, func
 from sqlalchemy.exc import IntegrityError
 
 from retrain import audit
+from retrain.aliases import CHAMPION
 from retrain.audit import AuditKind
 from retrain.database import create_tables, open_engine, reading, writing
 from retrain.errors import LeaseLost, LostRace, UnknownJob
-from retrain.records import CHAMPION, AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
+from retrain.records import AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
 from retrain.spec import JobSpec
 from retrain.states import IN_FLIGHT, JobState, check_transition
 from retrain.tables import alias_history, job_history, jobs

@@ -17,9 +17,6 @@ from retrain.records import Job
 from retrain.states import JobState
 from retrain.store import Store
 
-TAG = "driftd.traffic"
-"""Of the registered model; absent: everything goes to the alias `champion`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Traffic:

@@ -14,11 +14,11 @@ import polars as pl
 import structlog
 
 from retrain import contest, publish
+from retrain.aliases import CHAMPION
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.model_files import load_model, stored_bytes, trusted_for
-from retrain.records import CHAMPION
 from retrain.retry import Stopped
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from retrain import contest, publish, traffic
+from retrain.aliases import TRAFFIC_TAG
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.evaluate import Side, as_served, quality_metric, score
 from retrain.frame import features_frame, labels_array
@@ -168,7 +169,7 @@ def _set_tag(job: JobContext, share: float) -> None:
 
     def write() -> None:
         job.must_hold_lease()
-        job.registry.set_tag(job.spec.registered_model, traffic.TAG, wanted)
+        job.registry.set_tag(job.spec.registered_model, TRAFFIC_TAG, wanted)
 
     job.retry(MLFLOW, write)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monitor.cli import audit, dead_letters, people, start, trying
+from monitor.cli import audit, dead_letters, people, serves, start, trying
 
 
 class _Command(click.Group):
@@ -61,7 +61,7 @@ def main(ctx: click.Context, config: Path) -> None:
 for _command in (
     *(start.run, start.check, start.init, start.demo),
     *(people.status, people.retrain, people.approve, people.reject, people.rollback, people.report, people.forget),
-    *(people.pause, people.resume, people.traffic),
+    *(people.pause, people.resume, serves.traffic, serves.package),
     *(trying.calibrate, trying.backtest),
     dead_letters.dead_letters,
     audit.audit,

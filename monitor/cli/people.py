@@ -1,4 +1,4 @@
-"""What people ask and decide: `status`, `retrain`, `approve`, `reject`, `rollback`, `report`, `forget`."""
+"""What people ask and decide: `status`, `retrain`, `pause`, `approve`, `rollback`, `report`, `forget`, .."""
 
 from __future__ import annotations
 
@@ -205,24 +205,3 @@ def forget(model: str, prediction_ids: tuple[str, ...], actor: str | None, reaso
     rows = ", ".join(f"{count} {table}" for table, count in deleted.items()) or "nothing stored"
     kept = format_duration(loaded.config.lake.keep_versions_for)
     click.echo(f"{model}: deleted {rows}; older table versions lose them within {kept}")
-
-
-@click.command()
-@click.argument("model")
-@JSON
-@with_config
-def traffic(model: str, as_json: bool, loaded: LoadedConfig) -> None:
-    """Which version of MODEL should answer which share of the requests."""
-    from retrain.traffic import traffic as wanted
-
-    known_model(loaded, model)
-    _, store = open_control(loaded)
-    found = wanted(store, model).to_json()
-    if as_json:
-        click.echo(json.dumps({"model": model, **found}))
-        return
-    if not found["shares"]:
-        click.echo(f"{model}: no champion on record")
-    for version, share in found["shares"].items():
-        which = "challenger" if version == found["challenger"] else "champion"
-        click.echo(f"{model}: version {version} ({which}) {share:.1%}")

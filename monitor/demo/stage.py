@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,9 @@ import tomli_w
 
 from monitor.demo.world import World
 from retrain.schema import Task
+
+KEY_FILE = "webhook_key"
+"""Signs what the daemon tells the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,12 @@ class Stage:
     label_delay: int
     start: datetime
     options: DemoOptions
+    service_port: int
     topics: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def service_url(self) -> str:
+        return f"http://127.0.0.1:{self.service_port}"
 
     @property
     def last_row(self) -> int:
@@ -61,7 +71,11 @@ def set_up(world: World, options: DemoOptions) -> Stage:
     folder.mkdir(parents=True, exist_ok=True)
     span = timedelta(seconds=rows - first_row + 2 * window_rows)
     epoch = int((datetime.now(UTC) - span).timestamp()) // window_rows * window_rows
-    stage = Stage(world, folder, first_row, window_rows, label_delay, datetime.fromtimestamp(epoch, UTC), options)
+    start = datetime.fromtimestamp(epoch, UTC)
+    stage = Stage(world, folder, first_row, window_rows, label_delay, start, options, _free_port())
+    secret = folder / KEY_FILE
+    secret.touch(mode=0o600)
+    secret.write_text(secrets.token_hex(16))
     if options.kafka:
         stage.topics = _create_topics(options.kafka, folder.name)
     (folder / "config.toml").write_text(tomli_w.dumps(_config(stage)))
@@ -105,8 +119,21 @@ def _config(stage: Stage) -> dict[str, Any]:
         "daemon": {"state": str(stage.folder / "state"), "tick": "250ms", "log_format": "json"},
         "http": {"port": 0},
         "source": source,
+        "webhooks": [
+            {
+                "name": "scoring",
+                "url": f"{stage.service_url}/reload",
+                "secret": {"file": str(stage.folder / KEY_FILE)},
+                "events": ["champion_moved", "traffic_changed"],
+            }
+        ],
         "models": {schema.model: model},
     }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _more_metrics(task: Task) -> list[str]:

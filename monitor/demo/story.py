@@ -1,4 +1,4 @@
-"""Tells the demo live: starts the scoring service and the daemon, feeds them window by window, prints what happens.
+"""Tells the demo live: starts customers, service and daemon, lets time pass window by window, prints what happens.
 
 Time is compressed: a window of events is sent at once, and the stream waits while driftd measures or retrains, as
 hours would pass in production. Every figure printed is read from the daemon or scored on the rows that were served.
@@ -23,7 +23,7 @@ import click
 from rich.console import Console
 
 from monitor.config import LoadedConfig, load
-from monitor.demo.actors import daemon_process, scoring_service
+from monitor.demo.actors import customers, daemon_process, scoring_service
 from monitor.demo.stage import DemoOptions, Stage, set_up
 from monitor.demo.world import WorldError, invented, recorded
 from monitor.lake import Lake, Table
@@ -54,9 +54,10 @@ def tell(options: DemoOptions) -> None:
     console.print(f"  everything it makes is in {stage.folder}")
     began = time.monotonic()
     loaded = load(stage.folder / "config.toml")
-    with console.status("training and registering the first model"), scoring_service(stage, loaded) as scorer:
-        console.print(f"  first model: version {scorer.registered}, trained on {stage.first_row:,} rows")
-        with daemon_process(stage) as url:
+    with console.status("training and registering the first model"), customers(stage, loaded) as asking:
+        console.print(f"  first model: version {asking.registered}, trained on {stage.first_row:,} rows")
+        with scoring_service(stage, loaded), daemon_process(stage) as url:
+            console.print(f"  scoring service at {stage.service_url}, which follows the champion")
             console.print(
                 f"  daemon and status page at {url}, window = {stage.window_rows} rows, "
                 f"labels {stage.label_delay} rows late"
@@ -67,10 +68,10 @@ def tell(options: DemoOptions) -> None:
             )
             teller = Teller(console, stage, loaded, url)
             for first in range(stage.first_row, stage.last_row, stage.window_rows):
-                told = scorer.ask({"serve": [first, first + stage.window_rows]})
+                told = asking.ask({"serve": [first, first + stage.window_rows]})
                 teller.settle(told["sent"])
-            teller.settle(scorer.ask({"finish": stage.last_row})["sent"])
-            windows = scorer.ask({"scores": stage.window_rows})["scores"]
+            teller.settle(asking.ask({"finish": stage.last_row})["sent"])
+            windows = asking.ask({"scores": stage.window_rows})["scores"]
             summary = teller.summary(windows)
             (stage.folder / "metrics.txt").write_text(_get(f"{url}/metrics"))
             _print_end(console, stage, summary, time.monotonic() - began)

@@ -17,6 +17,7 @@ import yaml
 from monitor.config import LoadedConfig, load
 from monitor.daemon import EXIT_WITHIN
 from retrain.config import parse_duration
+from serving.settings import load as load_service
 from tests.broker import kafka_version
 
 ROOT = Path(__file__).parents[2]
@@ -242,8 +243,25 @@ def test_driftd_finds_kafka_and_its_topics(config: LoadedConfig) -> None:
     script = SERVICES["kafka-topics"]["command"][0]
     created = re.search(r"for topic in (.+); do", script)
     assert created is not None
-    assert set(created[1].split()) == {*kafka.predictions, *kafka.labels}
+    events = config.config.events
+    assert events is not None
+    assert set(created[1].split()) == {*kafka.predictions, *kafka.labels, events.topic}
     assert f"--bootstrap-server {address('kafka')}" in script
+
+
+def test_the_scoring_service_is_of_one_mind_with_driftd(config: LoadedConfig) -> None:
+    (path,) = [source for target, source in mounts("scoring").items() if target in SERVICES["scoring"]["entrypoint"]]
+    service, driftd = load_service(ROOT / path), config.config
+    kafka, events = driftd.source.kafka, driftd.events
+    assert service.kafka is not None
+    assert kafka is not None
+    assert events is not None
+    assert (service.kafka.bootstrap, service.kafka.topic) == (kafka.bootstrap, kafka.predictions[0])
+    assert service.kafka.news == events.topic
+    assert (service.schema, service.tracking_uri) == (config.schemas["fraud"], driftd.tracking_uri)
+    assert SERVICES["scoring"]["profiles"] == SERVICES["demo"]["profiles"]
+    targets = {volume.split(":")[1]: volume.split(":")[0] for volume in SERVICES["scoring"]["volumes"]}
+    assert targets[str(Path(service.outbox).parent)] in COMPOSE["volumes"], "events outlive the container"
 
 
 def test_driftd_finds_mlflow_and_mlflow_accepts_its_name(config: LoadedConfig) -> None:

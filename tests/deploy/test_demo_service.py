@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import tomllib
+from datetime import UTC, datetime
 from types import ModuleType
+from typing import Any
 
 import orjson
 import pytest
 
 from monitor.config import from_dict
+from monitor.demo.customers import Customers, ScoringService
 from monitor.demo.world import invented
 from tests.deploy.test_compose import ROOT
 
@@ -43,20 +46,37 @@ def test_a_demo_has_windows_before_and_after_the_change(service: ModuleType) -> 
     assert (world.frame.height - world.drift_at) // rows == 14
 
 
+class Answering(ScoringService):
+    """A service that answers everything alike."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.asked += rows
+        return [
+            {"prediction_id": r["prediction_id"], "model_version": "1", "prediction": "0", "score": 0.1} for r in rows
+        ]
+
+
 class Recorder:
     def __init__(self) -> None:
-        self.sent: list[tuple[str, dict[str, object]]] = []
+        self.sent: list[dict[str, Any]] = []
 
-    def send(self, stream: str, events: list[bytes]) -> None:
-        self.sent += [(stream, orjson.loads(event)) for event in events]
+    def send(self, events: list[bytes]) -> None:
+        self.sent += [orjson.loads(event) for event in events]
 
 
 def test_ids_of_two_runs_differ_and_labels_still_meet_their_predictions(service: ModuleType) -> None:
-    recorder = Recorder()
-    for run in ("a", "b"):
-        sink = service.OfThisRun(recorder, run)
-        for stream in ("predictions", "labels"):
-            sink.send(stream, [orjson.dumps({"prediction_id": "p-1", "model": "fraud"})])
-    ids = [event["prediction_id"] for _, event in recorder.sent]
-    assert ids == ["a-p-1", "a-p-1", "b-p-1", "b-p-1"]
-    assert all(event["model"] == "fraud" for _, event in recorder.sent)
+    world, scoring, labels = invented(200), Answering(), Recorder()
+    for prefix in ("a-", "b-"):
+        customers = Customers(
+            world, scoring, labels, datetime.now(UTC), service.STEP, label_delay=10, first_row=100, prefix=prefix
+        )
+        assert customers.ask(100, 130) == "1"
+        customers.finish(140)
+        assert customers.sent == {"predictions": 30, "labels": 40}
+    asked = [row["prediction_id"] for row in scoring.asked]
+    assert len(set(asked)) == 60
+    assert set(asked) < {label["prediction_id"] for label in labels.sent}
+    assert {label["model"] for label in labels.sent} == {"fraud"}

@@ -16,7 +16,7 @@ from tests.deploy.test_compose import make_secrets
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 UV = Path(sys.executable).parent / "uv"
-PACKAGES = ("monitor", "retrain")
+PACKAGES = ("monitor", "retrain", "serving")
 LOCKS = ("requirements.lock", "deploy/image/postgres.lock")
 
 

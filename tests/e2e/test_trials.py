@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from retrain import audit
+from retrain.aliases import TRAFFIC_TAG as TAG
 from retrain.audit import AuditKind
 from retrain.errors import Refused
 from retrain.holds import Pause, pause, resume
@@ -21,7 +22,7 @@ from retrain.registry import Registry, import_mlflow
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import Store
-from retrain.traffic import TAG, traffic
+from retrain.traffic import traffic
 from retrain.trials import awaited, due
 from tests.jobs import LOGISTIC, drive, kill_at, model_tags, runs, store_of, submit, versions
 from tests.retrain_data import NOW, START, outcomes, spec, write

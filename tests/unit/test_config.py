@@ -15,8 +15,9 @@ from monitor.config import from_dict, load
 from monitor.errors import ConfigError
 from monitor.plan import plans
 from monitor.rules import ForDuration, ForWindows
-from monitor.sections import DEFAULT_RULES, Secret
+from monitor.sections import DEFAULT_RULES
 from retrain.config import format_duration, parse_duration
+from retrain.connection import Secret
 from retrain.schema import Feature, FeatureKind, Task
 from tests.builders import config
 

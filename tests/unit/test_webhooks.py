@@ -21,8 +21,9 @@ from structlog.testing import capture_logs
 from monitor.config import from_dict
 from monitor.errors import ConfigError
 from monitor.metrics import Metrics
-from monitor.webhook_events import DEFAULT_EVENTS, FIELDS, WebhookEvent, fill
-from monitor.webhooks import MAX_AGE, ROUND, Sender, Webhook
+from monitor.outlets.sender import MAX_AGE, ROUND, Sender
+from monitor.outlets.webhook import Webhook
+from monitor.outside_events import DEFAULT_EVENTS, FIELDS, OutsideEvent, fill
 from retrain import audit
 from retrain.audit import AuditKind, Entry
 from retrain.database import create_tables, open_engine
@@ -91,8 +92,8 @@ class Teller:
             sender.send(now)
 
     def count(self, outcome: str, name: str = "ops") -> float:
-        labels = {"webhook": name, "outcome": outcome}
-        return self.metrics.registry.get_sample_value("driftd_webhook_deliveries_total", labels) or 0.0
+        labels = {"outlet": name, "outcome": outcome}
+        return self.metrics.registry.get_sample_value("driftd_event_deliveries_total", labels) or 0.0
 
 
 def hook(url: str, name: str = "ops", events: Any = DEFAULT_EVENTS, **more: Any) -> Webhook:
@@ -179,7 +180,7 @@ def test_a_damaged_log_stops_the_webhook_and_not_the_daemon(tmp_path: Path, rece
     with capture_logs() as logs:
         teller.send()
     assert [(e["event"], e["detail"]) for e in logs] == [
-        ("webhook_failed", "the body of entry 1 is not as it was written")
+        ("delivery_failed", "the body of entry 1 is not as it was written")
     ]
     engine.dispose()
 
@@ -248,7 +249,7 @@ def rule_changed(engine: Engine, before: str, after: str) -> None:
 
 
 def test_only_what_was_asked_for_is_told_and_by_its_name(engine: Engine, receiver: Receiver) -> None:
-    teller = Teller(engine, hook(receiver.url, events=list(WebhookEvent)))
+    teller = Teller(engine, hook(receiver.url, events=list(OutsideEvent)))
     teller.send(NOW)
     for state in ("requested", "training", "awaiting_approval", "promoted", "rejected", "failed", "rolled_back"):
         job_moved(engine, state)

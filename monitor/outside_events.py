@@ -1,4 +1,4 @@
-"""What webhooks can be told of, and the templates of what they are told.
+"""What the outside can be told of, and the templates of what it is told.
 
 Invariant: pure; light enough for the configuration to import.
 """
@@ -27,8 +27,8 @@ FIELDS = (
 """What a delivery holds and a template may name."""
 
 
-class WebhookEvent(StrEnum):
-    """What a webhook can be told of."""
+class OutsideEvent(StrEnum):
+    """What an outlet can be told of."""
 
     CHAMPION_MOVED = "champion_moved"
     TRAFFIC_CHANGED = "traffic_changed"
@@ -49,8 +49,8 @@ class WebhookEvent(StrEnum):
 
 
 DEFAULT_EVENTS = (
-    *(WebhookEvent.CHAMPION_MOVED, WebhookEvent.TRAFFIC_CHANGED, WebhookEvent.AWAITING_APPROVAL),
-    *(WebhookEvent.FAILED, WebhookEvent.ROLLED_BACK, WebhookEvent.PAUSED, WebhookEvent.RESUMED),
+    *(OutsideEvent.CHAMPION_MOVED, OutsideEvent.TRAFFIC_CHANGED, OutsideEvent.AWAITING_APPROVAL),
+    *(OutsideEvent.FAILED, OutsideEvent.ROLLED_BACK, OutsideEvent.PAUSED, OutsideEvent.RESUMED),
 )
 
 
