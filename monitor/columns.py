@@ -15,9 +15,9 @@ import polars as pl
 from monitor.demo.world import WorldError, task_of
 from monitor.errors import ConfigError
 from monitor.explain import hint
-from monitor.leaks import as_text, auc, copy_of_label, strength
 from monitor.reference import kind_of, to_lake_columns
 from monitor.tables import as_time, finite, without_gap_words
+from retrain.leaks import as_text, auc, copy_of_label, strength
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 from retrain.trainers.default import MAX_CATEGORIES
 

@@ -406,9 +406,10 @@ def _about_gates(section: ModelConfig) -> Mistakes:
             yield f"{at}.fairness_segment", "needs max_parity_difference, max_odds_difference or both"
     if gates.calibration_tolerance is not None and section.task is Task.REGRESSION:
         yield f"{at}.calibration_tolerance", "is for classification: it needs probabilities"
-    for i, name in enumerate(gates.functions):
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-            yield f"{at}.functions[{i}]", f'must be "module:function" (got {name!r})'
+    for path, functions in ((at, gates.functions), ("retrain.validation", section.retrain.validation.functions)):
+        for i, name in enumerate(functions):
+            if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+                yield f"{path}.functions[{i}]", f'must be "module:function" (got {name!r})'
 
 
 def _about_combinations(section: ModelConfig) -> Mistakes:
@@ -440,6 +441,13 @@ def about_features(section: ModelConfig, features: Mapping[str, FeatureKind]) ->
     for i, rule in enumerate(section.rules or ()):
         if rule.feature and rule.feature not in features:
             yield f"rules[{i}].feature", f"{rule.feature!r} is not a feature{hint(rule.feature, features)}"
+    for name, (low, high) in section.retrain.validation.ranges.items():
+        at = f"retrain.validation.ranges.{name}"
+        if features.get(name) is not FeatureKind.NUMBER:
+            numbers = [n for n, kind in features.items() if kind is FeatureKind.NUMBER]
+            yield at, f"{name!r} is no number of this model{hint(name, numbers)}"
+        elif low >= high:
+            yield at, f"must be [lowest, highest] (got [{low:g}, {high:g}])"
     general = {"number": FeatureKind.NUMBER, "category": FeatureKind.CATEGORY}
     for name, setting in section.drift.items():
         if name in ("prediction", "label"):

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
 
 from retrain.cron import cron_trigger
 
@@ -127,6 +127,26 @@ class GatesConfig(Section):
     )
 
 
+class ValidationConfig(Section):
+    """What the rows of a snapshot must be like before anything is trained on them: see docs/validation.md."""
+
+    max_missing: Share = Field(0.95, description="share of the rows in which a feature may be missing")
+    ranges: dict[str, Annotated[tuple[float, float], Strict(False)]] = Field(
+        default_factory=dict, description="feature = [lowest, highest]"
+    )
+    max_out_of_range: Share = Field(0.01, description="share of a feature's values that may lie outside its range")
+    max_duplicates: Share | None = Field(
+        None, description="share of the rows that may repeat another, label included; absent: only said"
+    )
+    min_class_rows: int = Field(10, ge=1, description="training rows of each class, at least")
+    leakage: Literal["fail", "warn", "off"] = Field(
+        "fail", description="a feature that is a copy of the label fails, is only said, or is not looked for"
+    )
+    functions: tuple[str, ...] = Field(
+        (), strict=False, description="checks of your own, as `module:function`; see docs/validation.md"
+    )
+
+
 class ShadowConfig(Section):
     """A challenger that passed answers the live stream beside the champion, unseen: see docs/trials.md."""
 
@@ -183,6 +203,7 @@ class RetrainConfig(Section):
         True, description="a challenger that passed the gates is trained again, holdout included, and that is promoted"
     )
     seed: int = Field(0, description="seed of the trainer and of the bootstrap")
+    validation: ValidationConfig = Field(default_factory=lambda: ValidationConfig.model_validate({}))
     approval: Literal["auto", "manual", "close_calls"] = Field(
         "auto",
         description="manual: a challenger that passed waits for `driftd approve`; close_calls: only one that is not "

@@ -51,6 +51,28 @@ def newest_prediction(uri: str, storage_options: Mapping[str, str]) -> datetime 
     return newest if newest is None or newest.tzinfo else newest.replace(tzinfo=UTC)
 
 
+def newest_predictions(
+    uri: str, schema: ModelSchema, rows: int, storage_options: Mapping[str, str]
+) -> pl.DataFrame | None:
+    """Feature columns of about the newest `rows` predictions, labelled or not, of the newest days; None without a
+    table. Raises TransientError."""
+    table = open_outcomes(uri, None, storage_options) if uri else None
+    if table is None:
+        return None
+    taken, first = 0, ""
+    for date_, count in partition_rows(table).items():
+        first, taken = date_, taken + count
+        if taken >= rows:
+            break
+    scan = pl.scan_delta(table)
+    known = scan.collect_schema().names()
+    wanted = [c for c in schema.feature_columns if c in known]
+    try:
+        return scan.filter(pl.col("date") >= first).select("ts", *wanted).sort("ts").tail(rows).collect()
+    except (OSError, DeltaError, pl.exceptions.ComputeError) as exc:
+        raise TransientError(f"predictions table: {exc}") from exc
+
+
 def partition_rows(table: DeltaTable) -> dict[str, int]:
     """`date` -> rows stored (corrections included), newest first; from the log, no data is read."""
     actions = pl.DataFrame(table.get_add_actions(flatten=True))

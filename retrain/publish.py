@@ -74,8 +74,17 @@ def log_inputs(registry: Registry, run_id: str, spec: JobSpec, snapshot: Snapsho
     }
     registry.log(run_id, at_ms=_ms(at), params=params)
     registry.log_files(run_id, snapshot.folder / "manifest.json")
-    if (log := snapshot.folder / "trainer.log").exists():
-        registry.log_files(run_id, log)
+    for name in ("validation.md", "trainer.log"):
+        if (path := snapshot.folder / name).exists():
+            registry.log_files(run_id, path)
+
+
+def log_bad_snapshot(registry: Registry, spec: JobSpec, snapshot: Snapshot, at: datetime, reason: str) -> None:
+    """The run of a job that stopped at its rows: what was found in them."""
+    run_id = open_run(registry, spec, snapshot)
+    log_inputs(registry, run_id, spec, snapshot, at)
+    registry.log(run_id, at_ms=0, tags={"driftd.decision": "rejected", "driftd.decision_reason": reason})
+    registry.end_run(run_id)
 
 
 def log_failure(registry: Registry, spec: JobSpec, snapshot: Snapshot, at: datetime, message: str) -> None:

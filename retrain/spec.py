@@ -35,6 +35,7 @@ _OPERATIONAL = {
     "follow_up",
     "stop_after_rejected",
     "watch_rows",
+    "validation",
     "shadow",
     "canary",
 }

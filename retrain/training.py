@@ -19,16 +19,18 @@ from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.model_files import load_model, stored_bytes, trusted_for
+from retrain.outcomes import newest_predictions
 from retrain.retry import Stopped
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState
 from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
+from retrain.validation import LIVE_ROWS, failures, report, validate
 
 log = structlog.get_logger()
 
 
 def snapshot(job: JobContext) -> Next:
-    """Take the rows."""
+    """Take the rows, and see whether they are fit to learn from."""
     taken = job.retry(LAKE, lambda: take_snapshot(job.spec, job.storage_options))
     if isinstance(taken, TooLittle):
         return Next(JobState.REJECTED, taken.reason)
@@ -36,11 +38,30 @@ def snapshot(job: JobContext) -> Next:
     before = job.retry(CONTROL, lambda: job.store.trained_before(model, fingerprint, job.job.id))
     if before is not None:
         return Next(JobState.REJECTED, f"already trained as job {before}: same rows, code and config")
-    job.save(snapshot=dict(taken.manifest))
+    live = job.retry(
+        LAKE, lambda: newest_predictions(job.spec.predictions_uri, job.spec.schema, LIVE_ROWS, job.storage_options)
+    )
+    checks = validate(taken.train(), taken.holdout(), live, job.spec.schema, job.spec.config.validation)
+    job.save(snapshot=dict(taken.manifest), validation=[c.to_json() for c in checks])
+    (taken.folder / "validation.md").write_text(report(checks, _facts(taken)))
+    if wrong := failures(checks):
+        reason = "the rows are not fit to learn from: " + "; ".join(wrong)
+        job.retry(MLFLOW, lambda: publish.log_bad_snapshot(job.registry, job.spec, taken, job.job.created_at, reason))
+        return Next(JobState.REJECTED, reason)
     job.retry(CONTROL, lambda: job.store.update(job.job.id, job.owner, fingerprint=fingerprint))
     train, holdout = taken.manifest["train"], taken.manifest["holdout"]
     where = f"outcomes version {taken.manifest['delta_version']}"
     return Next(JobState.TRAINING, f"{train['rows']} training and {holdout['rows']} holdout rows of {where}")
+
+
+def _facts(taken: Snapshot) -> dict[str, str]:
+    """What a reader of the validation's report must know of the rows."""
+    manifest = taken.manifest
+    return {
+        "rows": f"{manifest['train']['rows']} training, {manifest['holdout']['rows']} holdout",
+        "from": f"version {manifest.get('delta_version')} of {manifest['outcomes']}",
+        "sha256": str(manifest["rows_digest"]),
+    }
 
 
 def train(job: JobContext) -> Next:

@@ -228,7 +228,8 @@ class Views:
         link = f"{self._tracking_uri.rstrip('/')}/#/runs/{run}" if run and has_pages else None
         shown = {k: result.get(k) for k in ("version", "compared_with", "gates", "reasons", "decision", "run_id")}
         trials = [{"name": name, **result[name]} for name in ("shadow", "canary") if result.get(name)]
-        return {**line, **shown, "trials": trials, "steps": steps, "mlflow": link}
+        odd = [c for c in result.get("validation", []) if c["level"] != "ok"]
+        return {**line, **shown, "trials": trials, "validation": odd, "steps": steps, "mlflow": link}
 
     def _report_links(self, model: str) -> list[dict[str, str]]:
         found = sorted((self._reports / model).glob("*.html"), key=lambda p: p.stat().st_mtime, reverse=True)

@@ -394,6 +394,23 @@ def test_too_few_rows_end_the_job_without_training(tmp_path: Path) -> None:
     assert store.history("job-1")[-1].detail == "50 labelled rows, min_rows is 200"
 
 
+def test_rows_that_are_not_fit_to_learn_from_stop_the_job_with_a_report(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    wanted = spec(tmp_path, trainer=LOGISTIC, validation={"ranges": {"amount": (0, 10)}})
+    store = submit(tmp_path, wanted)
+    assert drive(tmp_path) is JobState.REJECTED
+    job = store.get("job-1")
+    assert store.history("job-1")[-1].detail.startswith("the rows are not fit to learn from: range: amount: ")
+    assert [c["name"] for c in job.result["validation"] if c["level"] == "failed"] == ["range"]
+    assert not (wanted.job_dir / "model").exists()
+    assert runs(wanted)[0]["driftd.decision"] == "rejected"
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"validation.md", "manifest.json"}
+    submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))  # the range was wrong, the rows were not
+    assert drive(tmp_path, "job-2") is JobState.WATCHED
+
+
 def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(300))
     wanted = spec(tmp_path, trainer="tests.retrain_data:raises")

@@ -57,7 +57,9 @@ def _prepare(loaded: LoadedConfig) -> None:
     made.predictions(lake, "hurt")
     made.measure_windows(lake, "late", 40, bad_since=8, unlabelled=4)
     made.champion(store, "hurt", "1")
-    made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None)
+    checks = [{"name": "leakage", "level": "odd", "detail": "AUC 0.99", "subject": "amount"}]
+    made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None,
+             validation=checks)  # fmt: skip
     shadow = {"rows": 300, "gates": _GATES[:1], "passed": True, "detail": "shadow on 300"}
     steps = [{"share": 0.05, "rows": 210, "gates": _GATES[:1]}]
     snapshot = {"holdout": {"last": f"{made.newest_end()}"}}
@@ -106,6 +108,7 @@ def test_model_shows_charts_features_rules_jobs_and_links(opened: Opened) -> Non
     job = page.locator("details.job")
     expect(job).to_contain_text("job-slow")
     expect(job.locator("tr", has_text="latency").first).to_contain_text("failed")
+    expect(job.locator("tr", has_text="leakage")).to_contain_text("odd")
     assert page.evaluate("window.shift") < 0.1
 
 
