@@ -18,7 +18,9 @@ from monitor.status import statuses
 from monitor.triggers import Cause
 from monitor.web.views import Views
 from retrain import holds
+from retrain.card import card
 from retrain.holds import ALL, Pause
+from retrain.markdown import to_html
 from retrain.traffic import traffic
 
 if TYPE_CHECKING:
@@ -126,6 +128,12 @@ class Actions:
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]:
         self._command("rollback", "--actor", actor, "--reason", reason, *(["--to", to] if to else []), "--", model)
         return {"rolled_back": model}
+
+    def card(self, job: str) -> str:
+        if (found := self._daemon.store.find(job)) is None:
+            raise LookupError(f"no job {job!r}")
+        store = self._daemon.store
+        return to_html(card(found, store.history(job), store.champion_moves(found.model)), "Model card")
 
     def traffic(self, model: str) -> dict[str, Any]:
         self._known(model)

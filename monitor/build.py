@@ -29,6 +29,7 @@ from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
 from monitor.observer import Observer
 from monitor.outlets.kafka import KafkaTopic
+from monitor.outlets.openlineage import OpenLineage
 from monitor.outlets.sender import Outlet, Sender
 from monitor.outlets.webhook import Webhook
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
@@ -98,7 +99,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         observer=Observer(ledger, store, metrics),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
-        senders=[Sender(o, store.engine, metrics, stop, lambda: daemon.leads) for o in _outlets(config)],
+        senders=[Sender(o, store.engine, metrics, stop, lambda: daemon.leads) for o in _outlets(config, store)],
         stop=stop,
         reload=threading.Event(),
     )
@@ -169,7 +170,7 @@ def _annotator(
     return Annotator(sink, SentLog(store.engine), partial(activities, ledger, store), metrics, stop, grafana.dashboard)
 
 
-def _outlets(config: Config) -> list[Outlet]:
+def _outlets(config: Config, store: Store) -> list[Outlet]:
     def revealed(value: str | Secret | None) -> str | None:
         return value.reveal() if isinstance(value, Secret) else value
 
@@ -179,6 +180,8 @@ def _outlets(config: Config) -> list[Outlet]:
     ]
     if config.events is not None and config.source.kafka is not None:
         found.append(KafkaTopic(config.events.topic, config.events.events, config.source.kafka.client_options()))
+    if (lineage := config.openlineage) is not None:
+        found.append(OpenLineage(lineage.url, lineage.namespace, revealed(lineage.api_key), store.find))
     return found
 
 

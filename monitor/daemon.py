@@ -355,7 +355,7 @@ class Daemon:
         log.info("config_reloaded", digest=self.config.digest())
 
 
-_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks", "events")
+_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks", "events", "openlineage")
 
 
 def _serve(daemon: Daemon, actions: Actions) -> Any:

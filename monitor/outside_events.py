@@ -32,6 +32,8 @@ class OutsideEvent(StrEnum):
 
     CHAMPION_MOVED = "champion_moved"
     TRAFFIC_CHANGED = "traffic_changed"
+    REQUESTED = "requested"
+    TRAINING = "training"
     SHADOW = "shadow"
     AWAITING_APPROVAL = "awaiting_approval"
     CANARY = "canary"

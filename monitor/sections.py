@@ -6,6 +6,7 @@ Invariant: frozen; docs/configuration.md is made from these classes.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -508,6 +509,22 @@ class EventsConfig(Section):
     )
 
 
+class OpenLineageConfig(Section):
+    """A lineage server that hears which rows became which version: see docs/webhooks.md."""
+
+    url: str = Field(
+        pattern=r"^https?://[^@\s]+$", description="where events are posted: http://marquez:5000/api/v1/lineage"
+    )
+    namespace: str = Field("driftd", min_length=1, description="of the jobs in the server")
+    api_key: Secret | None = Field(None, description="sent as a bearer token")
+
+    @model_validator(mode="after")
+    def _installed(self) -> OpenLineageConfig:
+        if importlib.util.find_spec("openlineage") is None:
+            raise ValueError("needs the package openlineage-python: pip install driftd[openlineage]")
+        return self
+
+
 class DaemonConfig(Section):
     state: str = Field(".driftd", description="this process's own folder: locks, reports, embedded stores")
     tick: Duration = Field(
@@ -530,6 +547,7 @@ class Config(Section):
     grafana: GrafanaConfig | None = None
     webhooks: tuple[WebhookConfig, ...] = Field((), strict=False, description="who is told what happens")
     events: EventsConfig | None = None
+    openlineage: OpenLineageConfig | None = None
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
 
     @model_validator(mode="after")

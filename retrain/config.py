@@ -147,6 +147,14 @@ class ValidationConfig(Section):
     )
 
 
+class CardConfig(Section):
+    """What only people know about a model, for its model cards."""
+
+    owner: str = Field("", description="who answers for it")
+    purpose: str = Field("", description="what it is for")
+    limits: str = Field("", description="what it must not be used for, where it is known to be weak")
+
+
 class ShadowConfig(Section):
     """A challenger that passed answers the live stream beside the champion, unseen: see docs/trials.md."""
 
@@ -204,6 +212,7 @@ class RetrainConfig(Section):
     )
     seed: int = Field(0, description="seed of the trainer and of the bootstrap")
     validation: ValidationConfig = Field(default_factory=lambda: ValidationConfig.model_validate({}))
+    card: CardConfig = CardConfig()
     approval: Literal["auto", "manual", "close_calls"] = Field(
         "auto",
         description="manual: a challenger that passed waits for `driftd approve`; close_calls: only one that is not "

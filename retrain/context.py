@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from retrain import publish
 from retrain.aliases import CHALLENGER, CHAMPION
 from retrain.audit import Entry
+from retrain.card import card
 from retrain.errors import LeaseLost
 from retrain.holds import maintenance_of, why_held
 from retrain.registry import Registry
@@ -103,6 +105,9 @@ class JobContext:
         name, version, run_id = self.spec.registered_model, self.result["version"], self.result["run_id"]
         tags = {"driftd.decision": decision, "driftd.decision_reason": reason}
         self.registry.log(run_id, at_ms=0, tags=tags)
+        steps, moves = self.store.history(self.job.id), self.store.champion_moves(self.job.model)
+        text = card(replace(self.job, result=self.result), steps, moves)
+        publish.log_card(self.registry, run_id, self.spec.job_dir, text)
         self.registry.end_run(run_id)
         if version is not None:
             self.registry.tag_version(name, version, tags)

@@ -22,7 +22,7 @@ from retrain.registry import Conflict, Registry
 from retrain.snapshot import write_snapshot
 from retrain.spec import JobSpec
 from retrain.states import REFUSABLE, JobState
-from retrain.store import AliasMove, Store
+from retrain.store import AliasMove, Job, Store
 from retrain.traffic import changed, share_of
 from retrain.trainer import TrainingFailed, run_trainer
 
@@ -58,6 +58,17 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
     registry.set_tag(name, TRAFFIC_TAG, None)  # the job's process may have set it again just before
     if registry.resolve_alias(name, CHALLENGER) == job.result.get("version"):
         registry.set_alias(name, CHALLENGER, None)
+
+
+def job_of_version(store: Store, model: str, version: str | None) -> Job:
+    """The job that made a version, the champion's by default. Raises Refused where driftd knows of none."""
+    moves = store.champion_moves(model)
+    if version is None and moves:
+        version = moves[0].version
+    for job in store.list_jobs(model, limit=10_000):
+        if version is not None and job.result.get("version") == version:
+            return job
+    raise Refused(f"{model}: no job of driftd made version {version or '(there is no champion)'}")
 
 
 def rollback(

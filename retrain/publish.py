@@ -17,6 +17,7 @@ import polars as pl
 from retrain.aliases import CHALLENGER
 from retrain.evaluate import Evaluation, Side
 from retrain.gates import GateResult, SmokeTest
+from retrain.markdown import to_html
 from retrain.model_files import UnusableModel, trusted_for
 from retrain.provenance import git_commit
 from retrain.quality import Comparison
@@ -159,6 +160,14 @@ def log_trial(registry: Registry, run_id: str, folder: Path, name: str, trial: M
     path.write_text(json.dumps(trial, indent=2))
     registry.log_files(run_id, path)
     registry.log(run_id, at_ms=0, tags={f"driftd.{name}": "passed" if trial["passed"] else "failed"})
+
+
+def log_card(registry: Registry, run_id: str, folder: Path, text: str) -> None:
+    """The model card, as Markdown and as a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in ((folder / "model_card.md", text), (folder / "model_card.html", to_html(text, "Model card"))):
+        path.write_text(content, encoding="utf-8")
+        registry.log_files(run_id, path)
 
 
 def register(registry: Registry, run_id: str, spec: JobSpec) -> str:

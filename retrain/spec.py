@@ -36,6 +36,7 @@ _OPERATIONAL = {
     "stop_after_rejected",
     "watch_rows",
     "validation",
+    "card",
     "shadow",
     "canary",
 }

@@ -66,5 +66,6 @@ for _command in (
     dead_letters.dead_letters,
     audit.audit,
     audit.reproduce,
+    audit.card,
 ):
     main.add_command(_command)

@@ -158,3 +158,25 @@ def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig
             click.echo(line)
     if not found.same:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--version", "model_version", default=None, help="Which version (default: the champion).")
+@click.option("--job", default=None, help="Or of which job: also of one whose challenger was rejected.")
+@click.option("--format", "form", type=click.Choice(["markdown", "html"]), default="markdown", show_default=True)
+@click.option("--output", type=click.File("w", encoding="utf-8"), default="-", help="A file (default: stdout).")
+@with_config
+def card(
+    model: str, model_version: str | None, job: str | None, form: str, output: TextIO, loaded: LoadedConfig
+) -> None:
+    """The model card of MODEL: data, quality by segment, gates, why it came, who agreed, and the way back."""
+    from retrain.card import card as written
+    from retrain.markdown import to_html
+    from retrain.operate import job_of_version
+
+    known_model(loaded, model)
+    _, store = open_control(loaded)
+    found = store.get(job) if job is not None else job_of_version(store, model, model_version)
+    text = written(found, store.history(found.id), store.champion_moves(found.model))
+    output.write(to_html(text, "Model card") if form == "html" else text)

@@ -47,6 +47,7 @@ class WebActions(Protocol):
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]: ...
     def serving(self, model: str, at: datetime | None) -> dict[str, Any]: ...
     def traffic(self, model: str) -> dict[str, Any]: ...
+    def card(self, job: str) -> str: ...
 
 
 def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:
@@ -124,6 +125,10 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
     async def traffic(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(actions.traffic, request.path_params["model"]))
 
+    async def card(request: Request) -> Response:
+        page = await run_in_threadpool(actions.card, request.path_params["job"])
+        return HTMLResponse(page, headers={"Content-Security-Policy": _SANDBOX})
+
     async def pause(request: Request) -> Response:
         name, body = request.path_params.get("model", ""), await _body(request)
         reason, length = str(body.get("reason", "")), body.get("for")
@@ -163,6 +168,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
         routes=[
             Route("/", fleet_page),
             Route("/models/{model}", model_page),
+            Route("/jobs/{job}/card", card),
             Route("/metrics", metrics_route),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -203,12 +209,15 @@ class OrjsonResponse(Response):
         return orjson.dumps(content)
 
 
+_SANDBOX = "sandbox allow-popups allow-downloads"
+
+
 class _Sandboxed(StaticFiles):
     """Reports hold scripts of Evidently's and text from events: they run, but not as part of this page."""
 
     async def get_response(self, path: str, scope: Any) -> Response:
         response = await super().get_response(path, scope)
-        response.headers["Content-Security-Policy"] = "sandbox allow-scripts allow-popups allow-downloads"
+        response.headers["Content-Security-Policy"] = f"{_SANDBOX} allow-scripts"
         return response
 
 

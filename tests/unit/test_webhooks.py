@@ -251,7 +251,17 @@ def rule_changed(engine: Engine, before: str, after: str) -> None:
 def test_only_what_was_asked_for_is_told_and_by_its_name(engine: Engine, receiver: Receiver) -> None:
     teller = Teller(engine, hook(receiver.url, events=list(OutsideEvent)))
     teller.send(NOW)
-    for state in ("requested", "training", "awaiting_approval", "promoted", "rejected", "failed", "rolled_back"):
+    for state in (
+        "requested",
+        "snapshot",
+        "training",
+        "evaluating",
+        "awaiting_approval",
+        "promoted",
+        "rejected",
+        "failed",
+        "rolled_back",
+    ):
         job_moved(engine, state)
     rule_changed(engine, "pending", "firing")
     rule_changed(engine, "inactive", "pending")
@@ -261,7 +271,7 @@ def test_only_what_was_asked_for_is_told_and_by_its_name(engine: Engine, receive
     audit.note(engine, Entry(NOW, AuditKind.PAUSED, "", "ada", "retraining", "freeze"))
     teller.send(NOW)
     told = [d["event"] for d in receiver.documents()]
-    states = ["awaiting_approval", "promoted", "rejected", "failed", "rolled_back"]
+    states = ["requested", "training", "awaiting_approval", "promoted", "rejected", "failed", "rolled_back"]
     assert told == [*states, "rule_fired", "rule_resolved", "paused"]
     assert receiver.documents()[-1]["text"] == "driftd: paused: freeze"
     few = Teller(engine, hook(receiver.url, "few", events=["failed"]))

@@ -253,7 +253,7 @@ class ModelPage {
         j.gates?.length ? gateTable(j.gates) : h("p", { class: "soft" }, "No gate was judged."),
         j.trials.flatMap(trial),
         j.validation.length ? [h("h3", {}, "Data validation"), plain(["", "check", "of", ""], j.validation.map((c) => h("tr", {}, h("td", {}, pill(c.level)), h("td", {}, c.name), h("td", {}, c.subject), h("td", { class: "soft" }, c.detail))))] : "",
-        h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : ""),
+        h("p", { class: "soft" }, j.mlflow ? h("a", { href: j.mlflow }, "MLflow run") : j.run_id ? `MLflow run ${j.run_id}` : "", j.version ? ` · version ${j.version} against ${j.compared_with ?? "no champion"}` : "", " · ", h("a", { href: `/jobs/${encodeURIComponent(j.id)}/card` }, "model card")),
         plain(["at", "state", "by", ""], steps)));
   }
 }
