@@ -20,8 +20,7 @@ from monitor.measure.methods import METHODS
 from monitor.metrics import Metrics
 from monitor.rules import ForWindows
 from monitor.sections import Config
-from retrain.config import format_duration
-from retrain.connection import Secret
+from retrain.fields import Secret, format_duration
 
 HERE = Path(__file__).parent
 

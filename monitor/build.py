@@ -39,7 +39,7 @@ from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
 from monitor.supervisor import SpecOf, Supervisor, job_history
 from monitor.workers import Workers
-from retrain.connection import Secret
+from retrain.fields import Secret
 from retrain.request import RetrainRequest
 from retrain.spec import JobSpec
 from retrain.states import ON_TRIAL, JobState
@@ -197,6 +197,7 @@ def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
         work_dir=str(config.state.absolute() / "jobs"),
         config=plan.retrain,
         storage_options=tuple(sorted(job_storage_options(config).items())),
+        engine=config.engine,
         reports=str(config.state.absolute() / "reports" / request.model),
         predictions_uri=Lake(config.lake_uri).table_uri(Table.PREDICTIONS, request.model),
     )

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from monitor.errors import ConfigError
 from monitor.explain import explain
 from monitor.sections import RESERVED_NAMES, Config, ModelConfig, about_features
-from retrain.connection import Secret
+from retrain.fields import Secret
 from retrain.schema import Feature, ModelSchema, Task
 
 
@@ -70,7 +70,9 @@ def from_dict(data: Mapping[str, Any], *, name: str = "config.toml", base: Path 
                 problems += [f"{name}: models.{model}.{at}: {text}" for at, text in about_features(section, kinds)]
         except ConfigError as exc:
             problems += [f"{name}: models.{model}.{line}" for line in exc.problems]
-    problems += [f"{name}: {line}" for line in (*_missing_secrets(config), *_literal_secrets(config))]
+    problems += [
+        f"{name}: {line}" for line in (*_missing_secrets(config), *_literal_secrets(config), *_unreachable(config))
+    ]
     if problems:
         raise ConfigError(problems)
     return LoadedConfig(config, schemas, name, base)
@@ -112,6 +114,16 @@ def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
         positive=positive,
         segments=section.segments,
     )
+
+
+def _unreachable(config: Config) -> Iterator[str]:
+    """What a training elsewhere could not reach: it gets rows and gives back models through MLflow."""
+    local = config.tracking_uri.startswith(("sqlite:", "file:", "/"))
+    for name, model in config.models.items():
+        if local and model.retrain.orchestrator is not None:
+            yield f"models.{name}.retrain.orchestrator: needs mlflow.tracking_uri to be a server's"
+    if local and config.engine.kind == "ray":
+        yield "engine.kind: ray needs mlflow.tracking_uri to be a server's"
 
 
 def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:

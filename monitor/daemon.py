@@ -355,7 +355,7 @@ class Daemon:
         log.info("config_reloaded", digest=self.config.digest())
 
 
-_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks", "events", "openlineage")
+_FIXED = ("daemon", "http", "lake", "source", "mlflow", "grafana", "webhooks", "events", "openlineage", "engine")
 
 
 def _serve(daemon: Daemon, actions: Actions) -> Any:

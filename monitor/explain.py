@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from retrain.config import format_duration
+from retrain.fields import format_duration
 
 
 class MistakesFound(ValueError):

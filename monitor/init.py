@@ -25,7 +25,7 @@ from monitor.proposal import Setup, Window, choose_window, propose, summary
 from monitor.reference import read_file, to_lake_columns
 from monitor.sections import RESERVED_NAMES, Config
 from monitor.tables import read_table
-from retrain.config import parse_duration
+from retrain.fields import parse_duration
 from retrain.schema import ModelSchema
 
 __all__ = ["Wishes", "init", "propose"]

@@ -12,8 +12,8 @@ from typing import Any
 from monitor.config import LoadedConfig
 from monitor.plan import plans
 from retrain.aliases import CHAMPION
-from retrain.config import format_duration
 from retrain.errors import ConfigError, Refused
+from retrain.fields import format_duration
 from retrain.model_files import UnusableModel, trusted_for
 from retrain.registry import Registry
 from serving.container import write_context

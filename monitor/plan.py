@@ -29,7 +29,7 @@ from monitor.significance import ALLOWANCE, surprise, sustained_level
 from monitor.triggers import TriggerPolicy
 from monitor.windows import WindowPolicy
 from retrain.config import RetrainConfig
-from retrain.connection import Secret
+from retrain.fields import Secret
 from retrain.schema import FeatureKind, ModelSchema
 
 HOLDOUT_WINDOWS = 3

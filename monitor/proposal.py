@@ -18,7 +18,7 @@ import polars as pl
 from monitor.columns import Findings
 from monitor.measure.scores import SCORES
 from monitor.sections import DEFAULT_METRICS, DEFAULT_RULES, ReferenceConfig, WindowConfig
-from retrain.config import format_duration
+from retrain.fields import format_duration
 from retrain.schema import Task
 
 _SIZES = tuple(

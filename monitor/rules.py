@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from monitor.measurement import Measure, Measurement
 from monitor.significance import evidence_threshold, rejected
-from retrain.config import format_duration, parse_duration
+from retrain.fields import format_duration, parse_duration
 
 
 class Verdict(StrEnum):

@@ -22,9 +22,11 @@ from monitor.measure.scores import SCORES
 from monitor.measurement import Measure
 from monitor.outside_events import DEFAULT_EVENTS, FIELDS, OutsideEvent, fill
 from monitor.rules import Action, ForEvidence, ForWindows, Severity, parse_for
-from retrain.config import Duration, RetrainConfig, Section, Share, Size, parse_duration, parse_size
-from retrain.connection import KafkaConnection, Secret
+from retrain.config import RetrainConfig
+from retrain.connection import KafkaConnection
 from retrain.cron import cron_trigger
+from retrain.engine_config import EngineConfig
+from retrain.fields import Duration, Secret, Section, Share, Size, parse_duration, parse_size
 from retrain.schema import FeatureKind, Task
 
 _ZERO = timedelta(0)
@@ -548,6 +550,7 @@ class Config(Section):
     webhooks: tuple[WebhookConfig, ...] = Field((), strict=False, description="who is told what happens")
     events: EventsConfig | None = None
     openlineage: OpenLineageConfig | None = None
+    engine: EngineConfig = EngineConfig.model_validate({})
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], ModelConfig] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -96,6 +96,7 @@ def _training(job: Job) -> list[str]:
             [
                 ("trainer", " ".join(config.command) if config.command else config.trainer),
                 ("parameters", ", ".join(f"{k} = {v}" for k, v in config.parameters.items()) or "its defaults"),
+                *_search(job.result.get("search")),
                 ("seed", config.seed),
                 ("took", None if took is None else f"{took} s"),
                 ("trained again with the holdout", "yes" if job.result.get("refit") else "no"),
@@ -107,6 +108,13 @@ def _training(job: Job) -> list[str]:
             ],
         ),
     ]
+
+
+def _search(search: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if search is None:
+        return []
+    found = ", ".join(f"{name} = {value}" for name, value in search["parameters"].items())
+    return [("found by a search", f"{found or 'nothing'}: {search['ended']}, {search.get('candidates', 0)} tried")]
 
 
 def _quality(job: Job) -> list[str]:

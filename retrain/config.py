@@ -1,65 +1,19 @@
-"""The `retrain` section of a model's configuration, and the field types every section uses.
+"""The `retrain` section of a model's configuration.
 
 Invariant: frozen and complete; nothing below the edge reads a default from anywhere else.
 """
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from retrain.cron import cron_trigger
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_LONGEST = 36_500 * 86_400
-_SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def parse_duration(value: object) -> timedelta:
-    """`"90s"`, `"1h30m"`, `"7d"` -> timedelta. Raises ValueError naming the accepted form."""
-    if isinstance(value, timedelta):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d|w))+", value):
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value)
-        seconds = sum(float(n) * _UNITS[u] for n, u in parts)
-        if seconds <= _LONGEST:
-            return timedelta(seconds=seconds)
-        raise ValueError("must not be longer than 36500d")
-    raise ValueError('must be a duration such as "30s", "5m", "1h30m" or "7d"')
-
-
-def format_duration(value: timedelta) -> str:
-    """timedelta -> the largest-units-first spelling that `parse_duration` reads back."""
-    milliseconds = round(value.total_seconds() * 1000)
-    text = ""
-    for unit in ("d", "h", "m", "s", "ms"):
-        count, milliseconds = divmod(milliseconds, round(_UNITS[unit] * 1000))
-        text += f"{count}{unit}" if count else ""
-    return text or "0s"
-
-
-def parse_size(value: object) -> int:
-    """`"512MiB"`, `"4GiB"` -> bytes. Raises ValueError naming the accepted form."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value)):
-        return int(match[1]) * _SIZES[match[2]]
-    raise ValueError('must be a size such as "512MiB" or "4GiB"')
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
-Size = Annotated[int, BeforeValidator(parse_size)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: no unknown keys, no coercion, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+from retrain.engine_config import OrchestratorConfig
+from retrain.fields import Duration, Section, Share, Size, parse_duration
 
 
 class MaintenanceConfig(Section):
@@ -191,6 +145,12 @@ class RetrainConfig(Section):
     )
     command: tuple[str, ...] | None = Field(
         None, strict=False, description="a command to run instead of `trainer`; see docs/configuration.md"
+    )
+    orchestrator: OrchestratorConfig | None = None
+    environment: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="variables of driftd's environment that the trainer sees, besides harmless ones",
     )
     parameters: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="passed to the trainer as `context.parameters`"

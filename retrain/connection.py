@@ -1,47 +1,12 @@
-"""How to reach a Kafka cluster, and secrets by reference: the same for whoever reads, writes or serves.
-
-Invariant: a secret's value is never part of a configuration, only where it is found.
-"""
+"""How to reach a Kafka cluster: the same for whoever reads, writes or serves."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from retrain.config import Section
-from retrain.errors import ConfigError
-
-
-class Secret(Section):
-    """A secret by reference: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`; never the value itself."""
-
-    env: str | None = None
-    file: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Secret:
-        if (self.env is None) == (self.file is None):
-            raise ValueError('give exactly one of env = "NAME" or file = "PATH"')
-        return self
-
-    def reveal(self) -> str:
-        """The secret's value. Raises ConfigError naming the variable or file that is missing."""
-        if self.env is not None:
-            if not (value := os.environ.get(self.env)):
-                raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
-            return value
-        try:
-            value = Path(str(self.file)).read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
-        except UnicodeDecodeError as exc:
-            raise ConfigError([f"secret file {self.file}: is not UTF-8 text"]) from exc
-        if not value:
-            raise ConfigError([f"secret file {self.file}: is empty"])
-        return value
+from retrain.fields import Secret, Section
 
 
 class KafkaConnection(Section):

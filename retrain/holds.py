@@ -17,9 +17,10 @@ from sqlalchemy import Column, ColumnElement, Engine, String, Table, Text, delet
 
 from retrain import audit
 from retrain.audit import AuditKind, Entry
-from retrain.config import MaintenanceConfig, RetrainConfig, parse_duration
+from retrain.config import MaintenanceConfig, RetrainConfig
 from retrain.cron import cron_trigger
 from retrain.database import UtcDateTime, metadata, reading, writing
+from retrain.fields import parse_duration
 
 MAINTENANCE_VARIABLE = "DRIFTD_MAINTENANCE"
 ALL = ""

@@ -133,7 +133,7 @@ def register_initial(
     training fails."""
     registry = Registry(spec.tracking_uri)
     snapshot = write_snapshot(spec, train, holdout, {"delta_version": ""})
-    trained = run_trainer(spec, snapshot.train_path, environ)
+    trained = run_trainer(spec.recipe, snapshot.train_path, spec.job_dir, environ)
     if isinstance(trained, TrainingFailed):
         raise Refused(trained.message)
     model = load_model(trained.model_dir, trusted_for(spec.config))

@@ -25,6 +25,7 @@ from retrain.registry import MODEL_PATH, Registry
 from retrain.schema import ModelSchema, Task
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
+from retrain.trainer import SEARCH
 
 REFERENCE_ROWS = 50_000
 SMOKE_ROWS = 50
@@ -75,7 +76,7 @@ def log_inputs(registry: Registry, run_id: str, spec: JobSpec, snapshot: Snapsho
     }
     registry.log(run_id, at_ms=_ms(at), params=params)
     registry.log_files(run_id, snapshot.folder / "manifest.json")
-    for name in ("validation.md", "trainer.log"):
+    for name in ("validation.md", "trainer.log", SEARCH):
         if (path := snapshot.folder / name).exists():
             registry.log_files(run_id, path)
 

@@ -20,10 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.errors import TransientError
 from retrain.model_files import LoadedModel, UnusableModel, load_model, signature_inputs
 
+log = structlog.get_logger()
 JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
 MODEL_PATH = "model"
 REFERENCE_PATH = "reference/reference.parquet"
@@ -105,6 +108,24 @@ class Registry:
                 client.log_artifacts(run_id, str(path), artifact_path)
             else:
                 client.log_artifact(run_id, str(path), artifact_path)
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path | None:
+        """A folder of the run's artifacts; None when there is nothing there."""
+        with self._talking() as client:
+            if not client.list_artifacts(run_id, path):
+                return None
+            return self._download(f"{client.get_run(run_id).info.artifact_uri}/{path}", folder)
+
+    def delete_files(self, run_id: str, path: str) -> None:
+        """A file or a folder of the run's artifacts, if the store can do that."""
+        with self._talking() as client:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            uri = client.get_run(run_id).info.artifact_uri
+            try:
+                get_artifact_repository(uri, tracking_uri=self.tracking_uri).delete_artifacts(path)
+            except NotImplementedError:
+                log.warning("artifact_kept", run=run_id, path=path)
 
     def end_run(self, run_id: str, status: str = "FINISHED") -> None:
         with self._talking() as client:

@@ -84,7 +84,8 @@ def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
                       f"lake.keep_versions_for? {exc}") from exc  # fmt: skip
     if isinstance(taken, TooLittle):
         raise Refused(f"version {version} of {spec.outcomes_uri}: {taken.reason}")
-    trained = run_trainer(spec, taken.train_path, environ)
+    recipe = replace(spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
+    trained = run_trainer(recipe, taken.train_path, spec.job_dir, environ)
     if isinstance(trained, TrainingFailed):
         raise Refused(f"training failed: {trained.message}")
     causes = tuple(_causes(recorded, taken.manifest))

@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from retrain.config import RetrainConfig
+from retrain.engine_config import EngineConfig
+from retrain.recipe import Recipe
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
 
@@ -37,16 +39,18 @@ _OPERATIONAL = {
     "watch_rows",
     "validation",
     "card",
+    "orchestrator",
+    "environment",
     "shadow",
     "canary",
 }
+_LOCAL = EngineConfig.model_validate({})
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `environment` holds NAMES of variables
-    that the trainer may see besides the harmless ones (PATH, LANG, ...). `reports` is the folder with the HTML reports
-    of the model's windows, "" if there is none. `predictions_uri` is the table of all predictions."""
+    """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `reports` is the folder with the HTML
+    reports of the model's windows, "" if there is none. `predictions_uri` is the table of all predictions."""
 
     request: RetrainRequest
     schema: ModelSchema
@@ -56,9 +60,9 @@ class JobSpec:
     work_dir: str
     config: RetrainConfig
     storage_options: tuple[tuple[str, str], ...] = ()
-    environment: tuple[str, ...] = ()
     reports: str = ""
     predictions_uri: str = ""
+    engine: EngineConfig = _LOCAL
 
     def __post_init__(self) -> None:
         for name, value in self.storage_options:
@@ -72,6 +76,10 @@ class JobSpec:
     def job_dir(self) -> Path:
         readable = re.sub(r"[^A-Za-z0-9_.-]", "-", self.request.id)[:60].strip(".") or "job"
         return Path(self.work_dir) / f"{readable}-{hashlib.sha256(self.request.id.encode()).hexdigest()[:8]}"
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_of(self.config, self.schema)
 
     @property
     def config_digest(self) -> str:
@@ -96,9 +104,9 @@ class JobSpec:
             "work_dir": self.work_dir,
             "config": self.config.model_dump(mode="json"),
             "storage_options": dict(self.storage_options),
-            "environment": list(self.environment),
             "reports": self.reports,
             "predictions_uri": self.predictions_uri,
+            "engine": self.engine.model_dump(mode="json"),
         }
 
     @classmethod
@@ -112,19 +120,41 @@ class JobSpec:
             work_dir=data["work_dir"],
             config=RetrainConfig.model_validate(_known(RetrainConfig, data["config"])),
             storage_options=tuple(sorted(data["storage_options"].items())),
-            environment=tuple(data["environment"]),
             reports=data.get("reports", ""),
             predictions_uri=data.get("predictions_uri", ""),
+            engine=EngineConfig.model_validate(_known(EngineConfig, data.get("engine", {}))),
         )
+
+
+def recipe_of(config: RetrainConfig, schema: ModelSchema) -> Recipe:
+    return Recipe(
+        schema,
+        config.trainer,
+        config.command,
+        config.parameters,
+        config.seed,
+        config.time_limit.total_seconds(),
+        config.memory_limit,
+        config.environment,
+    )
 
 
 def _known(section: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
     """What this version knows of a stored section: during an upgrade a newer replica may have written more."""
     names = {field.alias or name: field for name, field in section.model_fields.items()}
-    known = {}
-    for name, value in data.items():
-        if name in names:
-            kinds = get_args(names[name].annotation) or (names[name].annotation,)  # `Section | None`
-            inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-            known[name] = _known(inner, value) if inner is not None and isinstance(value, Mapping) else value
-    return known
+    return {name: _known_value(names[name].annotation, value) for name, value in data.items() if name in names}
+
+
+def _known_value(kind: Any, value: Any) -> Any:
+    """`kind` is a field's annotation: a section, `Section | None`, `dict[str, Section]`, `tuple[Section, ...]`, or
+    something that is not looked into."""
+    inner = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    if inner is None:
+        return value
+    if get_origin(kind) is dict and isinstance(value, Mapping):
+        return {name: _known(inner, v) for name, v in value.items()}
+    if isinstance(value, Mapping):
+        return _known(inner, value)
+    if isinstance(value, list | tuple):
+        return [_known(inner, v) for v in value]
+    return value

@@ -19,20 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from retrain.estimators import CHECKED_ROWS, Nonsense, check_estimator
 from retrain.files import write_whole
 from retrain.frame import features_frame, labels_array
-from retrain.schema import ModelSchema, Task
+from retrain.recipe import Recipe
 from retrain.trainer import TrainContext
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-
-CHECKED_ROWS = 500
-
-
-class Nonsense(Exception):
-    """What the trainer returned is no model of this schema; the text says why."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,11 +55,12 @@ def train_and_save(request: dict[str, Any]) -> None:
     import polars as pl
     import sklearn.ensemble  # noqa: F401
 
-    schema = ModelSchema.from_json(request["schema"])
+    recipe, folder = Recipe.from_json(request), Path(request["work_dir"])
+    schema = recipe.schema
     rows = pl.read_parquet(request["train"])
-    _limit_memory(request["memory_limit"])
-    context = TrainContext(schema, request["seed"], request["parameters"], Path(request["work_dir"]))
-    estimator, module, frame = call_trainer(request["trainer"], rows, context)
+    _limit_memory(recipe.memory_limit)
+    context = TrainContext(schema, recipe.seed, recipe.parameters, folder, request["deadline"], recipe.found)
+    estimator, module, frame = call_trainer(recipe.trainer, rows, context)
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     from retrain.model_files import save_model, trusted_of  # MLflow: only now, its memory is not the trainer's
 
@@ -85,29 +81,6 @@ def call_trainer(trainer: str, rows: pl.DataFrame, context: TrainContext) -> tup
     return estimator, module, frame
 
 
-def check_estimator(estimator: Any, frame: pd.DataFrame, schema: ModelSchema) -> None:
-    """Asks for predictions of a few training rows. Raises Nonsense."""
-    import numpy as np
-
-    if not callable(getattr(estimator, "predict", None)):
-        raise Nonsense(f"{type(estimator).__name__} has no predict")
-    values = np.asarray(estimator.predict(frame))
-    if values.shape != (len(frame),):
-        raise Nonsense(f"predict gives shape {values.shape} for {len(frame)} rows")
-    if schema.task is Task.REGRESSION:
-        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-            raise Nonsense("predict gives values that are no finite numbers")
-        return
-    unknown = sorted(set(map(str, values)) - set(schema.classes))
-    if unknown:
-        raise Nonsense(f"predict gives the unknown class {unknown[0]!r}; known: {', '.join(schema.classes)}")
-    if callable(getattr(estimator, "predict_proba", None)):
-        classes = [str(c) for c in getattr(estimator, "classes_", ())]
-        shape = np.asarray(estimator.predict_proba(frame)).shape
-        if shape != (len(frame), len(classes)) or not set(classes) <= set(schema.classes):
-            raise Nonsense(f"predict_proba gives shape {shape}, classes_ is {classes}")
-
-
 def _run_command(request: dict[str, Any]) -> int:
     """Runs the program under the same limits in the same process group, then checks what it left."""
     import subprocess
@@ -116,27 +89,24 @@ def _run_command(request: dict[str, Any]) -> int:
 
     from retrain.model_files import UnusableModel, load_model
 
-    schema = ModelSchema.from_json(request["schema"])
+    recipe = Recipe.from_json(request)
+    schema, limit = recipe.schema, recipe.memory_limit
     folder, model = Path(request["work_dir"]), Path(request["model"])
     shutil.rmtree(model, ignore_errors=True)
     rows = pl.read_parquet(request["train"])
     named = rows.select("ts", "label", *(pl.col(f.column).alias(f.name) for f in schema.features))
     named.write_parquet(folder / "command_train.parquet")
-    (folder / "schema.json").write_text(json.dumps(request["schema"]))
+    (folder / "schema.json").write_text(json.dumps(schema.to_json()))
     env = dict(os.environ) | {
         "DRIFTD_TRAIN": str(folder / "command_train.parquet"),
         "DRIFTD_SCHEMA": str(folder / "schema.json"),
-        "DRIFTD_PARAMETERS": json.dumps(request["parameters"]),
-        "DRIFTD_SEED": str(request["seed"]),
+        "DRIFTD_PARAMETERS": json.dumps(dict(recipe.parameters)),
+        "DRIFTD_SEED": str(recipe.seed),
+        "DRIFTD_TIME_LIMIT": str(round(recipe.time_limit)),
         "DRIFTD_MODEL_OUT": str(model),
     }
-    limit = request["memory_limit"]
-    done = subprocess.run(
-        request["command"],
-        env=env,
-        check=False,
-        preexec_fn=lambda: _limit_memory(limit),
-    )
+    assert recipe.command is not None
+    done = subprocess.run(recipe.command, env=env, check=False, preexec_fn=lambda: _limit_memory(limit))
     if done.returncode < 0:
         os.kill(os.getpid(), -done.returncode)
     if done.returncode != 0:

@@ -16,14 +16,17 @@ import structlog
 from retrain import contest, publish
 from retrain.aliases import CHAMPION
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
+from retrain.elsewhere import train_elsewhere
+from retrain.engines import engine_of
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
+from retrain.handover import Stage
 from retrain.model_files import load_model, stored_bytes, trusted_for
 from retrain.outcomes import newest_predictions
 from retrain.retry import Stopped
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState
-from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
+from retrain.trainer import SEARCH, FailureKind, Trained, TrainingFailed, run_trainer
 from retrain.validation import LIVE_ROWS, failures, report, validate
 
 log = structlog.get_logger()
@@ -146,8 +149,9 @@ def evaluate(job: JobContext) -> Next | None:
 def _make_model(job: JobContext, rows: Snapshot) -> Next | None:
     """Trains unless the model is there; answers the failure, if it failed."""
     if _has_model(rows.folder):
+        _note_search(job, rows.folder)
         return None
-    trained = run_trainer(job.spec, rows.train_path, job.environ, job.stopping)
+    trained = _run(job, rows, rows.train_path, Stage.CHALLENGE, rows.folder)
     job.checkpoint("trained")
     match trained:
         case TrainingFailed(FailureKind.STOPPED, _):
@@ -158,27 +162,44 @@ def _make_model(job: JobContext, rows: Snapshot) -> Next | None:
             return Next(JobState.FAILED, message, message)
         case Trained(_, seconds):
             job.save(training_seconds=round(seconds, 3))
+            _note_search(job, rows.folder)
             return None
         case unreachable:
             assert_never(unreachable)
 
 
+def _note_search(job: JobContext, folder: Path) -> None:
+    """Keep what a search has found: the refit and a rebuild of this job use it."""
+    if "search" not in job.result and (folder / SEARCH).exists():
+        job.save(search=json.loads((folder / SEARCH).read_text()))
+
+
+def _run(job: JobContext, rows: Snapshot, path: Path, stage: Stage, folder: Path) -> Trained | TrainingFailed:
+    """Train on the rows at `path`, where the configuration wants it; the model comes into `folder`. What a search has
+    found for the challenger is not searched for again."""
+    recipe = replace(job.spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
+    if (engine := engine_of(job.spec)) is None:
+        return run_trainer(recipe, path, folder, job.environ, job.stopping)
+    run_id = job.retry(MLFLOW, lambda: publish.open_run(job.registry, job.spec, rows))
+    return train_elsewhere(job, engine, recipe, path, stage, folder, run_id)
+
+
 def _refit(job: JobContext, rows: Snapshot, holdout: pl.DataFrame) -> Path | None:
     """The challenger's recipe on all rows, the holdout included: what is promoted must know what is newest. Answers
     the model's folder; None when this training fails: then the model that was judged is the one."""
-    spec = replace(job.spec, work_dir=str(rows.folder / "refit"))
-    if not _has_model(spec.job_dir):
-        spec.job_dir.mkdir(parents=True, exist_ok=True)
-        path = spec.job_dir / "train.parquet"
+    folder = rows.folder / "refit"
+    if not _has_model(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "train.parquet"
         pl.concat([rows.train(), holdout]).write_parquet(path)
-        trained = run_trainer(spec, path, job.environ, job.stopping)
+        trained = _run(job, rows, path, Stage.REFIT, folder)
         job.checkpoint("refitted")
         if isinstance(trained, TrainingFailed):
             if trained.kind is FailureKind.STOPPED:
                 raise Stopped(trained.message)
             log.warning("refit_failed", job_id=job.job.id, model=job.job.model, detail=trained.message)
             return None
-    return spec.job_dir / "model"
+    return folder / "model"
 
 
 def _taken(job: JobContext) -> Snapshot:

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from retrain.aliases import CHAMPION
-from retrain.config import Duration, Section, Size, parse_duration, parse_size
-from retrain.connection import KafkaConnection, Secret
+from retrain.connection import KafkaConnection
 from retrain.errors import ConfigError
+from retrain.fields import Duration, Secret, Section, Size, parse_duration, parse_size
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 

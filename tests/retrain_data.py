@@ -113,7 +113,6 @@ def spec(
     id: str = "job-1",
     schema: ModelSchema = BINARY,
     tracking_uri: str = "",
-    environment: tuple[str, ...] = (),
     **config: Any,
 ) -> JobSpec:
     """A spec whose outcomes lie in `folder/outcomes`; MLflow in `folder/mlflow.db` unless told otherwise."""
@@ -127,7 +126,6 @@ def spec(
         work_dir=str(folder / "jobs"),
         predictions_uri=str(folder / "predictions"),
         config=RetrainConfig.model_validate(settings),
-        environment=environment,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -20,9 +19,9 @@ from retrain.evaluate import score
 from retrain.model_files import LoadedModel, load_model
 from retrain.outcomes import columns_of
 from retrain.publish import reference_rows
-from retrain.request import RetrainRequest, TriggerKind
+from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema, Task
-from retrain.spec import JobSpec
+from retrain.spec import JobSpec, recipe_of
 from retrain.trainer import TrainContext, Trained, run_trainer
 from retrain.trainer_process import call_trainer
 
@@ -75,12 +74,9 @@ class Trainings:
 
     def _run_command(self, rows: pl.DataFrame) -> LoadedModel | str:
         with tempfile.TemporaryDirectory() as folder:
-            request = RetrainRequest("backtest", self._plan.model, TriggerKind.MANUAL, "", {}, datetime.now(UTC))
-            spec = self.spec(request, folder)
-            spec.job_dir.mkdir(parents=True)
-            path = spec.job_dir / "train.parquet"
+            path = Path(folder) / "train.parquet"
             rows.write_parquet(path)
-            trained = run_trainer(spec, path, os.environ)
+            trained = run_trainer(recipe_of(self._plan.retrain, self._plan.schema), path, Path(folder), os.environ)
             return load_model(trained.model_dir) if isinstance(trained, Trained) else trained.message
 
 

@@ -196,7 +196,7 @@ def report(model: str, model_version: str | None, window_end: str | None, loaded
 def forget(model: str, prediction_ids: tuple[str, ...], actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Delete every stored row of these predictions (a person's request)."""
     from monitor.operate import note_forgotten
-    from retrain.config import format_duration
+    from retrain.fields import format_duration
 
     known_model(loaded, model)
     _, store = open_control(loaded)

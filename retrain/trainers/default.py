@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from retrain.schema import FeatureKind, Task
+from retrain.trainers.search import find, loss
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +37,13 @@ def train(frame: pd.DataFrame, labels: pd.Series, context: TrainContext) -> Any:
     than its best part: the long spans know more, the short ones know what is new.
 
     `context.parameters` go to HistGradientBoosting* (`learning_rate`, `max_leaf_nodes`, `class_weight`, ...);
-    `spans = 1` trains on all rows alone.
+    `spans = 1` trains on all rows alone; `search = 20` tries so many settings for `search_share` of the time limit.
     """
     parameters = dict(context.parameters)
     most = int(parameters.pop("spans", 6))
+    candidates, share = int(parameters.pop("search", 0)), float(parameters.pop("search_share", 0.5))
+    if candidates:
+        parameters |= _found(frame, labels, context, parameters, candidates, share)
     spans = _weighted_spans(frame, labels, context, parameters, most)
     members = [_fit(frame[-rows:], labels[-rows:], context, parameters) for rows, _ in spans]
     if len(members) == 1:
@@ -61,6 +65,31 @@ def _vote(members: list[Any], weights: list[float], context: TrainContext) -> An
         vote.classes_ = vote.le_.classes_
     vote.estimators_ = members
     return vote
+
+
+def _found(
+    frame: pd.DataFrame,
+    labels: pd.Series,
+    context: TrainContext,
+    parameters: dict[str, Any],
+    candidates: int,
+    share: float,
+) -> dict[str, Any]:
+    """Settings of the booster that are better than the given ones; what is given is not searched for."""
+    from scipy.stats import loguniform
+    from sklearn.pipeline import Pipeline
+
+    space = {
+        "learning_rate": loguniform(0.02, 0.3),
+        "max_iter": [50, 100, 200, 400],
+        "max_leaf_nodes": [7, 15, 31, 63],
+        "min_samples_leaf": [5, 10, 20, 50, 100],
+        "l2_regularization": loguniform(1e-3, 10.0),
+    }
+    model = Pipeline([("encode", _encoder(context)), ("boost", _booster(context, parameters))])
+    wanted = {f"boost__{name}": values for name, values in space.items() if name not in parameters}
+    found = find(model, wanted, frame, labels, context, candidates, share)
+    return {name.removeprefix("boost__"): value for name, value in found.items()}
 
 
 def _fit(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> Any:
@@ -87,7 +116,7 @@ def _weighted_spans(
         if classify and not set(labels) == set(labels[known]) == set(labels[-length:]):
             continue  # all members must know the same classes
         model = _fit(frame[known], labels[known], context, parameters)
-        losses[length] = _loss(model, frame[head:], labels[head:], context)
+        losses[length] = loss(model, frame[head:], labels[head:])
     if not losses:
         return [(rows, 1.0)]
     best = max(min(losses.values()), 1e-12)
@@ -95,17 +124,6 @@ def _weighted_spans(
     total = sum(weights.values())
     kept = {length: w for length, w in weights.items() if w / total >= LEAST_WEIGHT}
     return [(length, w / sum(kept.values())) for length, w in kept.items()]
-
-
-def _loss(model: Any, frame: pd.DataFrame, truth: pd.Series, context: TrainContext) -> float:
-    """Mean absolute error, or log loss with scores kept from certainty (one surprise must not decide)."""
-    import numpy as np
-
-    if context.schema.task is Task.REGRESSION:
-        return float(np.abs(model.predict(frame) - truth.to_numpy()).mean())
-    column = {c: n for n, c in enumerate(model.classes_)}
-    scores = model.predict_proba(frame)[np.arange(len(frame)), [column[label] for label in truth]]
-    return float(-np.log(np.clip(scores, 0.01, 1.0)).mean())
 
 
 def _encoder(context: TrainContext) -> Any:

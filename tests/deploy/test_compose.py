@@ -16,7 +16,7 @@ import yaml
 
 from monitor.config import LoadedConfig, load
 from monitor.daemon import EXIT_WITHIN
-from retrain.config import parse_duration
+from retrain.fields import parse_duration
 from serving.settings import load as load_service
 from tests.broker import kafka_version
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from monitor.daemon import EXIT_WITHIN
-from retrain.config import parse_duration
+from retrain.fields import parse_duration
 from tests.conftest import require
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "driftd.service"

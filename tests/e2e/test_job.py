@@ -149,10 +149,12 @@ def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path
 
 def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path))
+    store = submit(tmp_path, spec(tmp_path, parameters={"max_iter": 20, "learning_rate": 0.001, "search": 2}))
     assert drive(tmp_path) is JobState.WATCHED
     write(tmp_path / "outcomes", outcomes(300, seed=5))  # what came later is not in it
     job = store.get("job-1")
+    settings = job.result["search"]["parameters"]
+    assert settings, job.result["search"]
     found = reproduce(job, tmp_path / "again", dict(os.environ))
     assert found.same
     assert {c.what: c.same for c in (*found.causes, *found.results)} == dict.fromkeys(
@@ -161,6 +163,8 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     assert "300 of 300 answers; scores differ by 0 at most" in [c.detail for c in found.results]
     with pytest.raises(Refused, match="is there already: choose another --folder"):
         reproduce(job, tmp_path / "again", dict(os.environ))
+    searches = sorted(p.parent.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("search.json"))
+    assert searches == ["artifacts", "jobs"], "neither the refit nor the rebuilt job has searched again"
     found_by_run = store.find_by_run(job.result["run_id"])
     assert found_by_run is not None
     assert found_by_run.id == "job-1"
@@ -389,7 +393,7 @@ def test_two_processes_never_drive_one_job(tmp_path: Path) -> None:
 
 def test_too_few_rows_end_the_job_without_training(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(50))
-    store = submit(tmp_path, replace(spec(tmp_path), environment=("NOTHING",)))
+    store = submit(tmp_path, spec(tmp_path))
     assert drive(tmp_path) is JobState.REJECTED
     assert store.history("job-1")[-1].detail == "50 labelled rows, min_rows is 200"
 

@@ -16,8 +16,7 @@ from monitor.errors import ConfigError
 from monitor.plan import plans
 from monitor.rules import ForDuration, ForWindows
 from monitor.sections import DEFAULT_RULES
-from retrain.config import format_duration, parse_duration
-from retrain.connection import Secret
+from retrain.fields import Secret, format_duration, parse_duration
 from retrain.schema import Feature, FeatureKind, Task
 from tests.builders import config
 

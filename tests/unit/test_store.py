@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from monitor.supervisor import job_history
 from monitor.triggers import PastJob
+from retrain.engine_config import EngineConfig
 from retrain.errors import LeaseLost, LostRace, UnknownJob
 from retrain.request import TriggerKind
 from retrain.spec import JobSpec
@@ -38,9 +40,31 @@ def named(tmp_path: Path, job_id: str) -> JobSpec:
 
 
 def test_spec_survives_storage(store: Store, tmp_path: Path) -> None:
-    wanted = replace(spec(tmp_path, environment=("TOKEN",)), storage_options=(("aws_secret", "env:KEY"),))
+    call = {"method": "POST", "url": "https://airflow.internal/runs", "headers": {"Authorization": "Bearer $token"}}
+    orchestrator = {
+        "submit": call, "status": {"url": "https://airflow.internal/runs/$run"}, "state": "state",
+        "succeeded": ["success"], "failed": ["failed"], "secrets": {"token": {"env": "TOKEN"}},
+    }  # fmt: skip
+    wanted = spec(
+        tmp_path, environment=("TOKEN",), orchestrator=orchestrator, canary={"steps": [0.1, 0.5]},
+        maintenance=[{"cron": "0 22 * * fri", "duration": "2h"}], validation={"ranges": {"amount": [0, 9]}},
+    )  # fmt: skip
+    ray = EngineConfig.model_validate(
+        {"kind": "ray", "ray": {"address": "http://head:8265", "runtime_env": {"a": [1]}}}
+    )
+    wanted = replace(wanted, storage_options=(("aws_secret", "env:KEY"),), engine=ray)
     store.submit(wanted, NOW)
     assert store.get("job-1").spec == wanted
+
+
+def test_spec_of_a_newer_replica_is_read_without_what_is_not_known_here(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, canary={"steps": [0.1]}, maintenance=[{"cron": "0 22 * * fri", "duration": "2h"}])
+    written = json.loads(json.dumps(wanted.to_json()))
+    written["config"]["novel"] = 1
+    written["config"]["canary"]["novel"] = 1
+    written["config"]["maintenance"][0]["novel"] = 1
+    written["engine"]["novel"] = {"a": 1}
+    assert JobSpec.from_json(written) == wanted
 
 
 def test_the_same_request_twice_is_one_job(store: Store, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def run(folder: Path, trainer: str, **config: Any) -> Trained | TrainingFailed:
     wanted = spec(folder, trainer=f"tests.retrain_data:{trainer}", environment=("ALLOWED",), **config)
     wanted.job_dir.mkdir(parents=True)
     outcomes(300).write_parquet(wanted.job_dir / "train.parquet")
-    return run_trainer(wanted, wanted.job_dir / "train.parquet", ENVIRONMENT)
+    return run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_job_told_to_end_stops_its_trainer_and_the_trainers_children(tmp_path:
         stopping.set()
 
     threading.Thread(target=stop_when_running, daemon=True).start()
-    failed = run_trainer(wanted, wanted.job_dir / "train.parquet", ENVIRONMENT, stopping)
+    failed = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT, stopping)
     assert isinstance(failed, TrainingFailed)
     assert failed.kind is FailureKind.STOPPED
     status = Path(f"/proc/{pid_file.read_text()}/status")

@@ -1,0 +1,164 @@
+"""A training that happens elsewhere: handed over, started, asked about until it has ended, taken back.
+
+Invariant: a job that is killed at any point goes on with the training it has started: what was started is on record,
+under a key that the other side knows it by. Trouble of the other side's machines is tried again; a trainer's failure
+is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+import structlog
+
+from retrain.context import CONTROL, MLFLOW, JobContext
+from retrain.errors import TransientError
+from retrain.handover import Stage, hand_over, take_back
+from retrain.recipe import Recipe
+from retrain.retry import Stopped
+from retrain.trainer import FailureKind, Trained, TrainingFailed
+
+log = structlog.get_logger()
+MOST_STARTS = 3
+"""Of one training, when machines are lost under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the other side is told. `key` names this start: the same key again is the same training."""
+
+    key: str
+    job: str
+    model: str
+    stage: Stage
+    run_id: str
+    tracking_uri: str
+
+
+class Phase(StrEnum):
+    RUNNING = "running"
+    ENDED = "ended"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`LOST`: it ended by trouble of its machine; `FAILED`: by itself."""
+
+    phase: Phase
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Where trainings run. Every call raises TransientError while the other side is away."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def poll_every(self) -> float: ...
+
+    def start(self, order: Order) -> str:
+        """Start it, or find what was started by this key; the id it is asked about by. Raises Refused."""
+
+    def look(self, order: Order, started: str) -> Seen: ...
+
+    def cancel(self, order: Order, started: str) -> None: ...
+
+    def log_tail(self, order: Order, started: str) -> str:
+        """The end of what it printed, empty if it cannot be had."""
+
+
+class Refused(Exception):
+    """The other side does not take this training, now or later; the text says why, without a secret."""
+
+
+def train_elsewhere(
+    job: JobContext, engine: Engine, recipe: Recipe, rows: Path, stage: Stage, folder: Path, run_id: str
+) -> Trained | TrainingFailed:
+    """Train on `rows` (lake columns) and leave the model in `folder/model`. Raises Stopped when the job is asked to
+    end: the training goes on, and the job finds it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = dict(job.result.get("elsewhere") or {}).get(stage.value) or {}
+    if not known.get("handed_over"):
+        job.retry(MLFLOW, lambda: hand_over(job.registry, run_id, job.spec.request, recipe, rows, stage, folder))
+        known = {"handed_over": True, "start": 1, "since": job.clock().isoformat()}
+        _note(job, stage, known)
+        job.checkpoint("handed_over")
+    while True:
+        order = _order(job, stage, known["start"], run_id)
+        try:
+            if (started := known.get("id")) is None:
+                started = job.retry(engine.name, partial(engine.start, order))
+                job.checkpoint("started_elsewhere")
+                known |= {"id": started, "engine": engine.name}
+                _note(job, stage, known)
+                log.info("training_started", job_id=job.job.id, engine=engine.name, id=started, stage=stage.value)
+            ended = _wait(job, engine, order, started, datetime.fromisoformat(known["since"]))
+        except Refused as exc:
+            return TrainingFailed(FailureKind.CRASHED, f"{engine.name} refuses: {exc}")
+        match ended.phase:
+            case Phase.ENDED:
+                took = round((job.clock() - datetime.fromisoformat(known["since"])).total_seconds(), 1)
+                back = partial(take_back, job.registry, run_id, job.spec, rows, stage, folder, took)
+                return job.retry(MLFLOW, back)
+            case Phase.FAILED:
+                return _failed(engine, order, started, ended.detail)
+            case Phase.LOST if known["start"] < MOST_STARTS:
+                log.warning("training_lost", job_id=job.job.id, engine=engine.name, detail=ended.detail)
+                known = {**known, "start": known["start"] + 1, "id": None}
+                _note(job, stage, known)
+            case Phase.LOST:
+                told = f"{engine.name} lost it {MOST_STARTS} times: {ended.detail}"
+                return TrainingFailed(FailureKind.CRASHED, told)
+            case Phase.RUNNING:  # beyond its time
+                with contextlib.suppress(TransientError, Refused):
+                    engine.cancel(order, started)
+                limit = job.spec.config.time_limit
+                return TrainingFailed(FailureKind.TIMED_OUT, f"training timed out: stopped after {limit}")
+            case unreachable:
+                assert_never(unreachable)
+
+
+def _wait(job: JobContext, engine: Engine, order: Order, started: str, since: datetime) -> Seen:
+    """How it ended; RUNNING when its time is over."""
+    told = ""
+    while True:
+        seen = job.retry(engine.name, partial(engine.look, order, started))
+        if seen.phase is not Phase.RUNNING or job.clock() >= since + job.spec.config.time_limit:
+            job.retry(CONTROL, lambda: job.store.update(job.job.id, job.owner, waiting=None))
+            return seen
+        if (text := f"{engine.name}: {order.stage} training {started} {seen.detail or 'runs'}") != told:
+            job.wait(told := text)
+        if job.stopping.wait(engine.poll_every):
+            raise Stopped(engine.name)
+
+
+def _failed(engine: Engine, order: Order, started: str, detail: str) -> TrainingFailed:
+    tail = ""
+    with contextlib.suppress(TransientError, Refused):
+        tail = engine.log_tail(order, started)
+    last = (tail.strip().splitlines() or [""])[-1][:300]
+    return TrainingFailed(FailureKind.CRASHED, f"{engine.name}: training {started} failed: {last or detail}")
+
+
+def _order(job: JobContext, stage: Stage, start: int, run_id: str) -> Order:
+    """The key is a name that orchestrators take: lower case letters, digits and hyphens, 63 at most."""
+    spec = job.spec
+    readable = re.sub(r"[^a-z0-9]+", "-", spec.request.model.lower()).strip("-")[:30]
+    digest = hashlib.sha256(f"{job.job.id}/{stage}/{start}".encode()).hexdigest()[:12]
+    key = f"driftd-{readable}-{stage}-{digest}".replace("--", "-")
+    return Order(key, job.job.id, spec.request.model, stage, run_id, spec.tracking_uri)
+
+
+def _note(job: JobContext, stage: Stage, known: dict[str, Any]) -> None:
+    job.save(elsewhere={**(job.result.get("elsewhere") or {}), stage.value: known})

@@ -1,0 +1,19 @@
+"""Where a job's trainings run, by its configuration."""
+
+from __future__ import annotations
+
+from retrain.elsewhere import Engine
+from retrain.spec import JobSpec
+
+
+def engine_of(spec: JobSpec) -> Engine | None:
+    """None: here, by `retrain.trainer`. Imports what the chosen one needs."""
+    if spec.config.orchestrator is not None:
+        from retrain.orchestrator import Orchestrator
+
+        return Orchestrator(spec.config.orchestrator, spec)
+    if spec.engine.kind == "ray" and spec.engine.ray is not None:
+        from retrain.ray_engine import RayJobs
+
+        return RayJobs(spec.engine.ray, spec)
+    return None

@@ -1,0 +1,92 @@
+"""Trainings as jobs of a Ray cluster, by its jobs API.
+
+Invariant: a training is known to the cluster by its key, so a job that is killed finds it again. A cluster that lost
+the training's node is asked again; a trainer that failed has put that into the run, where `retrain.handover` reads
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from retrain.elsewhere import Order, Phase, Refused, Seen
+from retrain.engine_config import RayConfig
+from retrain.errors import TransientError
+from retrain.spec import JobSpec
+
+PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Variables that a training needs to talk to the tracking server, besides those the configuration lists."""
+
+
+class RayJobs:
+    """See `retrain.elsewhere.Engine`."""
+
+    name = "ray"
+
+    def __init__(self, config: RayConfig, spec: JobSpec) -> None:
+        self._config = config
+        self._environment = {n: os.environ[n] for n in (*PASSED_ON, *spec.config.environment) if n in os.environ}
+
+    @property
+    def poll_every(self) -> float:
+        return self._config.every.total_seconds()
+
+    def start(self, order: Order) -> str:
+        arguments = ["--tracking-uri", order.tracking_uri, "--run", order.run_id, "--stage", order.stage.value]
+        with self._talking() as client:
+            if order.key in {job.submission_id for job in client.list_jobs()}:
+                return order.key
+            given = self._config.runtime_env
+            client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "retrain.remote", *arguments]),
+                submission_id=order.key,
+                runtime_env={**given, "env_vars": {**given.get("env_vars", {}), **self._environment}},
+                metadata={"driftd_job": order.job, "driftd_model": order.model, "driftd_stage": order.stage.value},
+                entrypoint_num_cpus=self._config.cpus,  # with a demand it may run on any node, not the head only
+                entrypoint_memory=self._config.memory,
+            )
+            return order.key
+
+    def look(self, order: Order, started: str) -> Seen:
+        from ray.job_submission import JobStatus
+
+        with self._talking() as client:
+            info = client.get_job_info(started)
+            match info.status:
+                case JobStatus.SUCCEEDED:
+                    return Seen(Phase.ENDED)
+                case JobStatus.STOPPED:
+                    return Seen(Phase.FAILED, "somebody has stopped it")
+                case JobStatus.FAILED:  # a trainer that failed ends well, with a result: so this is the machine
+                    return Seen(Phase.LOST, str(info.message or "failed")[:300])
+                case _:
+                    return Seen(Phase.RUNNING, "waits for resources" if info.status == JobStatus.PENDING else "")
+
+    def cancel(self, order: Order, started: str) -> None:
+        with self._talking() as client:
+            client.stop_job(started)
+
+    def log_tail(self, order: Order, started: str) -> str:
+        with self._talking() as client:
+            return str(client.get_job_logs(started))[-4000:]
+
+    @contextmanager
+    def _talking(self) -> Iterator[Any]:
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as exc:
+            raise Refused("the package is not installed: pip install driftd[ray]") from exc
+        import requests
+
+        try:
+            yield JobSubmissionClient(self._config.address)
+        except (ConnectionError, requests.RequestException) as exc:
+            raise TransientError(f"Ray at {self._config.address}: {exc}"[:300]) from exc
+        except RuntimeError as exc:  # what the client makes of any answer that is no success
+            if "status code 5" in str(exc):
+                raise TransientError(f"Ray at {self._config.address}: {exc}"[:300]) from exc
+            raise Refused(str(exc)[:300]) from exc
