@@ -26,7 +26,7 @@ from monitor.config import from_dict
 from monitor.evaluator import ModelEvaluator
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
-from monitor.measure.worker import MeasureResult
+from monitor.measure.worker import MeasureResult, measure
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.measurement_table import to_rows
 from monitor.metrics import Metrics
@@ -112,7 +112,7 @@ class _World:
             plan,
             lake.clone(),
             ledger,
-            workers,
+            partial(workers.map, measure),
             Metrics(),
             partial(job_history, store),
             lambda *_: None,

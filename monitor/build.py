@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,9 @@ from monitor.events import empty_frame
 from monitor.ingest import Ingest, IngestPolicy, Writer
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
+from monitor.measure.cluster import Batch, measure_on_cluster
 from monitor.measure.reports import ReportTask, make_report
+from monitor.measure.worker import MeasureResult, MeasureTask, measure
 from monitor.measurement import WindowKey
 from monitor.metrics import Metrics
 from monitor.observer import Observer
@@ -72,6 +76,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     writer = Writer(lake.clone(), loaded.schemas, policy, metrics)
     reporters = Workers(1)  # a report takes seconds: windows must not wait for it
     workers = Workers(config.daemon.measure_workers)
+    measure_all = _measuring(config, workers)
 
     def evaluator(plan: ModelPlan) -> ModelEvaluator:
         def on_breach(rule: str, key: WindowKey) -> None:
@@ -79,7 +84,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
             reporters.submit(make_report, task).add_done_callback(lambda done: _log_report(key, done))
 
         history = partial(job_history, store)
-        return ModelEvaluator(plan, lake.clone(), ledger, workers, metrics, history, on_breach)
+        return ModelEvaluator(plan, lake.clone(), ledger, measure_all, metrics, history, on_breach)
 
     stop = threading.Event()
     daemon = Daemon(
@@ -105,6 +110,19 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     )
     daemon.declare()
     return daemon
+
+
+def _measuring(config: Config, workers: Workers) -> Callable[[Sequence[MeasureTask]], Sequence[MeasureResult]]:
+    """On this machine, or by one of its processes on a Ray cluster."""
+    ray = config.engine.ray
+    if ray is None or ray.measure is None:
+        return partial(workers.map, measure)
+    batch = Batch(ray.measure, ray.runtime_env, ())
+
+    def on_cluster(tasks: Sequence[MeasureTask]) -> Sequence[MeasureResult]:
+        return workers.map(measure_on_cluster, [replace(batch, tasks=tuple(tasks))])[0] if tasks else ()
+
+    return on_cluster
 
 
 def _check_tables(loaded: LoadedConfig, lake: Lake, ledger: Ledger) -> str | None:

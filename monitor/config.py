@@ -5,9 +5,8 @@ Invariant: whatever leaves `load` is complete and consistent; no later step chec
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from monitor.errors import ConfigError
 from monitor.explain import explain
 from monitor.sections import RESERVED_NAMES, Config, ModelConfig, about_features
-from retrain.fields import Secret
+from retrain.fields import SECRET_NAME, Secret
 from retrain.schema import Feature, ModelSchema, Task
 
 
@@ -126,27 +125,20 @@ def _unreachable(config: Config) -> Iterator[str]:
         yield "engine.kind: ray needs mlflow.tracking_uri to be a server's"
 
 
-def _missing_secrets(config: BaseModel, path: str = "") -> Iterator[str]:
-    for field, value in config:
-        where = f"{path}{field}"
-        if isinstance(value, Secret):
-            try:
-                value.reveal()
-            except ConfigError as exc:
-                yield f"{where}: {exc.problems[0]}"
-        elif isinstance(value, BaseModel):
-            yield from _missing_secrets(value, f"{where}.")
-        elif isinstance(value, tuple):
-            for i, entry in enumerate(value):
-                if isinstance(entry, BaseModel):
-                    yield from _missing_secrets(entry, f"{where}[{i}].")
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                if isinstance(entry, Secret):
-                    try:
-                        entry.reveal()
-                    except ConfigError as exc:
-                        yield f"{where}.{key}: {exc.problems[0]}"
+def _missing_secrets(value: object, where: str = "") -> Iterator[str]:
+    if isinstance(value, Secret):
+        try:
+            value.reveal()
+        except ConfigError as exc:
+            yield f"{where}: {exc.problems[0]}"
+        return
+    parts: Iterable[tuple[str, object]] = ()
+    if isinstance(value, BaseModel | dict):
+        parts = ((f"{where}.{name}".strip("."), part) for name, part in dict(value).items())
+    elif isinstance(value, tuple):
+        parts = ((f"{where}[{n}]", part) for n, part in enumerate(value))
+    for place, part in parts:
+        yield from _missing_secrets(part, place)
 
 
 def _revealed(value: str | Secret) -> str:
@@ -157,13 +149,10 @@ def _revealed(value: str | Secret) -> str:
         return "http://localhost"
 
 
-_SECRET_OPTION = re.compile(r"secret|token|password|passwd|credential|account_key|service_account|sas_key", re.I)
-
-
 def _literal_secrets(config: Config) -> Iterator[str]:
     """What `retrain.spec` refuses to store with a job; here it is the operator's to mend, there a bug."""
     for option, value in config.lake.options.items():
-        if isinstance(value, str) and _SECRET_OPTION.search(option) and not value.startswith("env:"):
+        if isinstance(value, str) and SECRET_NAME.search(option) and not value.startswith("env:"):
             yield f'lake.options.{option}: must be {{ env = "NAME" }} or {{ file = "PATH" }}, never the secret itself'
     for place, uri in (("mlflow.tracking_uri", config.mlflow.tracking_uri), ("lake.uri", config.lake.uri)):
         if uri and "://" in uri and urlsplit(uri).password:

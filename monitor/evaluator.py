@@ -19,7 +19,7 @@ from monitor.errors import TransientError
 from monitor.judging import Records
 from monitor.lake import Conflict, HistoryGone, Lake, Table, collect
 from monitor.ledger import Ledger
-from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup, measure
+from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup
 from monitor.measurement import Measure, WindowKey
 from monitor.measurement_table import to_rows, windows_in
 from monitor.metrics import Metrics
@@ -29,7 +29,6 @@ from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Progress
 from monitor.triggers import Cause, Suppressed
 from monitor.windows import superseded
-from monitor.workers import Workers
 from retrain.request import RetrainRequest
 
 log = structlog.get_logger()
@@ -46,7 +45,7 @@ class ModelEvaluator:
         plan: ModelPlan,
         lake: Lake,
         ledger: Ledger,
-        workers: Workers,
+        measure: Callable[[Sequence[MeasureTask]], Sequence[MeasureResult]],
         metrics: Metrics,
         job_history: JobHistoryOf,
         on_breach: Callable[[str, WindowKey], None],
@@ -54,7 +53,7 @@ class ModelEvaluator:
         self.plan = plan
         self._lake = lake
         self._ledger = ledger
-        self._workers = workers
+        self._measure_all = measure
         self._metrics = metrics
         self._decider = Decider(plan, ledger, metrics, job_history, on_breach)
         self.progress = Progress(lake, plan.model, plan.windows)
@@ -103,10 +102,10 @@ class ModelEvaluator:
 
     # -- measuring
 
-    def _measure(self) -> list[MeasureResult]:
+    def _measure(self) -> Sequence[MeasureResult]:
         due = list(self.progress.to_measure())[:MAX_TASKS]
         started = time.monotonic()
-        results = self._workers.map(measure, [self._task(key, kind) for key, kind in due])
+        results = self._measure_all([self._task(key, kind) for key, kind in due])
         if results:
             self._metrics.measure_seconds.observe((time.monotonic() - started) / len(results))
         return results

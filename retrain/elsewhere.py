@@ -152,10 +152,11 @@ def _failed(engine: Engine, order: Order, started: str, detail: str) -> Training
 
 
 def _order(job: JobContext, stage: Stage, start: int, run_id: str) -> Order:
-    """The key is a name that orchestrators take: lower case letters, digits and hyphens, 63 at most."""
+    """The key is a name that orchestrators take: lower case letters, digits and hyphens, 63 at most. The run tells the
+    jobs of several driftd apart that use one orchestrator."""
     spec = job.spec
     readable = re.sub(r"[^a-z0-9]+", "-", spec.request.model.lower()).strip("-")[:30]
-    digest = hashlib.sha256(f"{job.job.id}/{stage}/{start}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{run_id}/{stage}/{start}".encode()).hexdigest()[:12]
     key = f"driftd-{readable}-{stage}-{digest}".replace("--", "-")
     return Order(key, job.job.id, spec.request.model, stage, run_id, spec.tracking_uri)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from retrain.fields import Duration, Secret, Section, Size, parse_duration
+from retrain.fields import SECRET_NAME, Duration, Secret, Section, Size, parse_duration
 
 
 class CallConfig(Section):
@@ -80,6 +80,13 @@ class RayConfig(Section):
     measure: str | None = Field(
         None, description="address of the cluster (`auto`, ray://head:10001) if windows are measured there too"
     )
+
+    @model_validator(mode="after")
+    def _no_literal_secret(self) -> RayConfig:
+        for name in self.runtime_env.get("env_vars", {}):
+            if SECRET_NAME.search(name):
+                raise ValueError(f"runtime_env.env_vars.{name}: Ray shows it to everybody; set it on the nodes instead")
+        return self
 
 
 class EngineConfig(Section):

@@ -15,5 +15,5 @@ def engine_of(spec: JobSpec) -> Engine | None:
     if spec.engine.kind == "ray" and spec.engine.ray is not None:
         from retrain.ray_engine import RayJobs
 
-        return RayJobs(spec.engine.ray, spec)
+        return RayJobs(spec.engine.ray)
     return None

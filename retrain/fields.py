@@ -15,6 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from retrain.errors import ConfigError
 
+SECRET_NAME = re.compile(
+    r"secret|token|password|passwd|credential|account_key|service_account|sas_key|api_?key", re.IGNORECASE
+)
+"""Names of settings whose value is not to be written down."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 36_500 * 86_400
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -1,13 +1,12 @@
 """Trainings as jobs of a Ray cluster, by its jobs API.
 
-Invariant: a training is known to the cluster by its key, so a job that is killed finds it again. A cluster that lost
-the training's node is asked again; a trainer that failed has put that into the run, where `retrain.handover` reads
-it.
+Invariant: no secret is passed: Ray shows a job's environment to everybody. A training is known to the cluster by its
+key, so a job that is killed finds it again. A cluster that lost the training's node is asked again; a trainer that
+failed has put that into the run, where `retrain.handover` reads it.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,6 @@ from typing import Any
 from retrain.elsewhere import Order, Phase, Refused, Seen
 from retrain.engine_config import RayConfig
 from retrain.errors import TransientError
-from retrain.spec import JobSpec
-
-PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-"""Variables that a training needs to talk to the tracking server, besides those the configuration lists."""
 
 
 class RayJobs:
@@ -27,9 +22,8 @@ class RayJobs:
 
     name = "ray"
 
-    def __init__(self, config: RayConfig, spec: JobSpec) -> None:
+    def __init__(self, config: RayConfig) -> None:
         self._config = config
-        self._environment = {n: os.environ[n] for n in (*PASSED_ON, *spec.config.environment) if n in os.environ}
 
     @property
     def poll_every(self) -> float:
@@ -40,11 +34,10 @@ class RayJobs:
         with self._talking() as client:
             if order.key in {job.submission_id for job in client.list_jobs()}:
                 return order.key
-            given = self._config.runtime_env
             client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "retrain.remote", *arguments]),
                 submission_id=order.key,
-                runtime_env={**given, "env_vars": {**given.get("env_vars", {}), **self._environment}},
+                runtime_env=dict(self._config.runtime_env),
                 metadata={"driftd_job": order.job, "driftd_model": order.model, "driftd_stage": order.stage.value},
                 entrypoint_num_cpus=self._config.cpus,  # with a demand it may run on any node, not the head only
                 entrypoint_memory=self._config.memory,
@@ -62,7 +55,7 @@ class RayJobs:
                 case JobStatus.STOPPED:
                     return Seen(Phase.FAILED, "somebody has stopped it")
                 case JobStatus.FAILED:  # a trainer that failed ends well, with a result: so this is the machine
-                    return Seen(Phase.LOST, str(info.message or "failed")[:300])
+                    return Seen(Phase.LOST, _told(info.message))
                 case _:
                     return Seen(Phase.RUNNING, "waits for resources" if info.status == JobStatus.PENDING else "")
 
@@ -90,3 +83,10 @@ class RayJobs:
             if "status code 5" in str(exc):
                 raise TransientError(f"Ray at {self._config.address}: {exc}"[:300]) from exc
             raise Refused(str(exc)[:300]) from exc
+
+
+def _told(message: str | None) -> str:
+    """Of Ray's message, which may hold the end of a log: the line that says most."""
+    lines = [line.strip() for line in (message or "it failed").splitlines() if line.strip()]
+    died = [line for line in lines if "node" in line and "died" in line]
+    return (died or lines[-1:])[0][:300]

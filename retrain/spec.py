@@ -18,11 +18,11 @@ from pydantic import BaseModel
 
 from retrain.config import RetrainConfig
 from retrain.engine_config import EngineConfig
+from retrain.fields import SECRET_NAME
 from retrain.recipe import Recipe
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
 
-_SECRET = re.compile(r"secret|token|password|passwd|credential|account_key|service_account|sas_key", re.IGNORECASE)
 _OPERATIONAL = {
     "enabled",
     "time_limit",
@@ -66,7 +66,7 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         for name, value in self.storage_options:
-            if _SECRET.search(name) and not value.startswith("env:"):
+            if SECRET_NAME.search(name) and not value.startswith("env:"):
                 raise ValueError(f'storage option {name}: write "env:VARIABLE", secrets are not stored with a job')
         for field, uri in (("tracking_uri", self.tracking_uri), ("outcomes_uri", self.outcomes_uri)):
             if "://" in uri and urlsplit(uri).password:

@@ -138,14 +138,21 @@ def _season(lake: Lake, task: MeasureTask) -> Yardstick:
 
 def yardstick_of(source: ReferenceSource, version: str, settings: Settings) -> Yardstick | None:
     """The frozen reference of a version; None when a warm-up must make one first."""
-    if _frozen(source, version) is None and source.tracking_uri:
-        _from_registry(source, version, _folder(source, version) / "registry.parquet")
-    path = reference_file(source, version)
+    path = obtain_reference(source, version)
     if path is None:
         return None
-    name = f"{path.stem}:{version}" if path.parent == _folder(source, version) else f"file:{path.name}"
-    mtime_ns, keep = path.stat().st_mtime_ns, str(_folder(source, version))
+    folder = version_folder(source, version)
+    name = f"{path.stem}:{version}" if path.parent == folder else f"file:{path.name}"
+    mtime_ns, keep = path.stat().st_mtime_ns, str(folder)
     return _yardstick(name, str(path), mtime_ns, settings, source.max_rows, keep)
+
+
+def obtain_reference(source: ReferenceSource, version: str) -> Path | None:
+    """The file that a version's windows are compared with, fetched from the registry if need be. Raises
+    TransientError when that is away."""
+    if _frozen(source, version) is None and source.tracking_uri:
+        _from_registry(source, version, version_folder(source, version) / "registry.parquet")
+    return reference_file(source, version)
 
 
 def reference_file(source: ReferenceSource, version: str) -> Path | None:
@@ -157,11 +164,12 @@ WARMED_UP = ("labelled", "warmup")
 
 
 def _frozen(source: ReferenceSource, version: str) -> Path | None:
-    files = (_folder(source, version) / f"{stage}.parquet" for stage in ("labelled", "registry", "warmup"))
+    files = (version_folder(source, version) / f"{stage}.parquet" for stage in ("labelled", "registry", "warmup"))
     return next((f for f in files if f.exists()), None)
 
 
-def _folder(source: ReferenceSource, version: str) -> Path:
+def version_folder(source: ReferenceSource, version: str) -> Path:
+    """Where a version's references lie that driftd has found or made."""
     return Path(source.folder) / version.replace("/", "_")
 
 

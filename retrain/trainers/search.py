@@ -124,7 +124,7 @@ def _halving(
             return {"ended": f"no time for a search: {seconds:.1f} s a fit, {left:.0f} s left", "candidates": 0}
         halving = HalvingRandomSearchCV(
             model, space, n_candidates=count, factor=FACTOR, min_resources="exhaust", cv=folds, scoring=_score,
-            refit=False, random_state=seed, n_jobs=-1 if workers > 1 else None,
+            refit=False, random_state=seed, n_jobs=None,
         )  # fmt: skip
         halving.fit(frame, labels)
         best = {name: _plain(name, value) for name, value in halving.best_params_.items()}
@@ -187,7 +187,7 @@ def _plain(name: str, value: Any) -> Any:
 
 @contextmanager
 def _workers() -> Iterator[int]:
-    """How many candidates are fitted at once: one here (boosting uses all processors), on Ray one per processor."""
+    """How many candidates are fitted at once: one here (boosting uses all processors), on Ray one a free processor."""
     if not (address := os.environ.get("RAY_ADDRESS")):
         yield 1
         return
@@ -198,7 +198,8 @@ def _workers() -> Iterator[int]:
     ray.init(address, log_to_driver=False)
     register_ray()
     try:
-        with joblib.parallel_config(backend="ray", n_jobs=-1):
-            yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        free = max(1, int(ray.available_resources().get("CPU", 0)))
+        with joblib.parallel_config(backend="ray", n_jobs=free):
+            yield free
     finally:
         ray.shutdown()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ class Inline:
     def __init__(self, missing: dict[str, float]):
         self.missing = missing
 
-    def map(self, _measure: Callable[..., Any], tasks: Iterable[MeasureTask]) -> list[MeasureResult]:
+    def __call__(self, tasks: Iterable[MeasureTask]) -> list[MeasureResult]:
         found = [Measurement(Measure.MISSING_SHARE, v, 500, feature=f) for f, v in self.missing.items()]
         return [MeasureResult(t.key, t.performance, 500, 0, "file:r", tuple(found)) for t in tasks]
 
@@ -69,7 +69,7 @@ class World:
         self.metrics = Metrics()
         self.metrics.declare("1", {"fraud": plan.rules})
         self.evaluator = ModelEvaluator(
-            plan, self.lake.clone(), self.ledger, Inline(self.missing), self.metrics,  # type: ignore[arg-type]
+            plan, self.lake.clone(), self.ledger, Inline(self.missing), self.metrics,
             lambda _model, _now: self.history, lambda _rule, _key: None,
         )  # fmt: skip
 
