@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import structlog
 
     from retrain.errors import LeaseLost, UnknownJob
+    from retrain.isolation import SHORT_SPIN
     from retrain.job import Driver
     from retrain.store import open_store
-    from retrain.trainer import SHORT_SPIN
 
     os.environ.setdefault(*SHORT_SPIN)  # before scikit-learn loads OpenMP
     structlog.configure(

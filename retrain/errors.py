@@ -27,6 +27,14 @@ class LeaseLost(Exception):
     """Another process drives this job now; this one must stop touching it."""
 
 
+class RowsGone(Exception):
+    """The lake no longer holds the rows of a version: its files were vacuumed, or its log was cleaned up."""
+
+
+class JobFailed(Exception):
+    """The job cannot go on; the text says why, for people. No bug."""
+
+
 class UnknownJob(Exception):
     """No job of that id."""
 

@@ -20,7 +20,7 @@ import structlog
 
 from retrain import steps
 from retrain.context import CONTROL, MLFLOW, JobContext, Next
-from retrain.errors import LeaseLost, LostRace, TransientError
+from retrain.errors import JobFailed, LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
 from retrain.states import ON_TRIAL, JobState
@@ -118,6 +118,8 @@ class Driver:
             return steps.run(context)
         except (LeaseLost, LostRace, Stopped):
             raise
+        except JobFailed as exc:
+            return Next(JobState.FAILED, str(exc), str(exc))
         except TransientError as exc:
             if job.state in _ASKED_AGAIN:
                 return None

@@ -18,7 +18,7 @@ import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from retrain.errors import TransientError
+from retrain.errors import RowsGone, TransientError
 from retrain.schema import ModelSchema, Task
 
 
@@ -33,9 +33,16 @@ class LabelledRows:
 
 
 def open_outcomes(uri: str, version: int | None, storage_options: Mapping[str, str]) -> DeltaTable | None:
-    """The table at `version` (the newest when None); None when nothing was ever written there."""
+    """The table at `version` (the newest when None); None when nothing was ever written there. Raises TransientError,
+    RowsGone when the table is there and that version of it is not."""
+    options = dict(storage_options) or None
     try:
-        return DeltaTable(uri, version=version, storage_options=dict(storage_options) or None)
+        try:
+            return DeltaTable(uri, version=version, storage_options=options)
+        except DeltaError as exc:
+            if version is not None and DeltaTable(uri, storage_options=options).version() >= 0:
+                raise RowsGone(f"version {version} of {uri}: {exc}") from exc
+            raise
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as exc:

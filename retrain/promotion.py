@@ -73,6 +73,7 @@ def _promote(job: JobContext, actor: str) -> Next | None:
             _wait_to_promote(job, text)
             return None
         job.save(promoting=True)
+        job.checkpoint("promotion_begun")
 
     def move() -> Promoted | Conflict | str:
         """Completed if it has begun, whatever holds the model; a hold may also come while MLflow is away."""
@@ -117,10 +118,10 @@ def watch(job: JobContext) -> Next | None:
     if spec.config.watch_rows == 0 or previous is None:
         return Next(JobState.WATCHED, "not watched: " + ("no previous champion" if previous is None else "off"))
     serving = job.retry(MLFLOW, lambda: job.registry.resolve_alias(spec.registered_model, CHAMPION))
-    if (text := job.result.get("rollback")) is not None and serving in (version, previous):
+    if (text := job.result.get("rollback")) is not None:
         return _roll_back(job, text)
     if serving != version:
-        return Next(JobState.WATCHED, f"watching ended: the champion is version {serving or 'none'} by now")
+        return _overtaken(serving)
     since = datetime.fromisoformat(last_known_row(job.result)).date()
     rows = job.retry(LAKE, lambda: watched_rows(spec, version, since, job.storage_options))
     if len(rows) < spec.config.watch_rows:
@@ -147,16 +148,27 @@ def watch(job: JobContext) -> Next | None:
     return Next(JobState.WATCHED, verdict.detail)
 
 
+def _overtaken(serving: str | None) -> Next:
+    return Next(JobState.WATCHED, f"watching ended: the champion is version {serving or 'none'} by now")
+
+
 def _roll_back(job: JobContext, reason: str) -> Next:
+    """Unless somebody has moved the alias since it was looked at: theirs counts."""
     version, previous = job.result["version"], job.result["compared_with"]
     name = job.spec.registered_model
 
-    def move() -> None:
+    def move() -> str | None:
         job.must_hold_lease()
-        job.registry.set_alias(name, CHAMPION, previous)
-        job.registry.set_alias(name, PREVIOUS, None)
+        serving: str | None = job.registry.resolve_alias(name, CHAMPION)
+        if serving in (version, previous):
+            job.registry.set_alias(name, CHAMPION, previous)
+            job.registry.set_alias(name, PREVIOUS, None)
+            serving = previous
+        return serving
 
-    job.retry(MLFLOW, move)
+    serving = job.retry(MLFLOW, move)
+    if serving != previous:
+        return _overtaken(serving)
     job.checkpoint("alias_moved_back")
     job.record_alias(CHAMPION, previous, version, "watch", reason)
     log.warning("model_rolled_back", model=job.job.model, version=previous, from_version=version, reason=reason)

@@ -16,19 +16,17 @@ import polars as pl
 
 from retrain.aliases import CHALLENGER
 from retrain.evaluate import Evaluation, Side
-from retrain.gates import GateResult, SmokeTest
+from retrain.gates import GateResult
 from retrain.markdown import to_html
-from retrain.model_files import UnusableModel, trusted_for
 from retrain.provenance import git_commit
 from retrain.quality import Comparison
 from retrain.registry import MODEL_PATH, Registry
-from retrain.schema import ModelSchema, Task
+from retrain.schema import ModelSchema
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 from retrain.trainer import SEARCH
 
 REFERENCE_ROWS = 50_000
-SMOKE_ROWS = 50
 
 
 def reference_rows(holdout: pl.DataFrame, side: Side, schema: ModelSchema) -> pl.DataFrame:
@@ -177,27 +175,6 @@ def register(registry: Registry, run_id: str, spec: JobSpec) -> str:
     version = registry.register(spec.registered_model, run_id, tags)
     registry.set_alias(spec.registered_model, CHALLENGER, version)
     return version
-
-
-def smoke_test(registry: Registry, spec: JobSpec, version: str, holdout: pl.DataFrame, side: Side) -> SmokeTest:
-    """Loads the version from the registry as a service would, and expects the predictions of the evaluation."""
-    from retrain.frame import features_frame
-
-    rows = holdout.head(SMOKE_ROWS)
-    folder = spec.job_dir / "smoke"
-    try:
-        model = registry.fetch_model(spec.registered_model, version, folder, trusted_for(spec.config))
-        found = model.predictions(features_frame(rows, spec.schema), spec.schema).values
-    except UnusableModel as exc:
-        return SmokeTest(False, f"version {version} {exc}")
-    expected = side.predictions.values[: len(rows)]
-    if spec.schema.task is Task.REGRESSION:
-        same = bool(np.allclose(found, expected, rtol=1e-6, atol=1e-9))
-    else:
-        same = bool((found == expected).all())
-    if not same:
-        return SmokeTest(False, f"version {version} predicts otherwise than the model that was evaluated")
-    return SmokeTest(True, f"version {version} was loaded from the registry and scored {len(rows)} rows")
 
 
 def _ms(at: datetime) -> int:

@@ -1,6 +1,7 @@
 """Runs, versions and aliases in MLflow; with `model_files`, the only module that imports it.
 
-Invariant: every call can be repeated after a crash: runs and versions are found again by the job's tag. Trouble
+Invariant: every call can be repeated after a crash: runs and versions are found again by the job's tag; of those made
+twice because an answer was lost (MLflow's client asks again by itself) the first is kept. Trouble
 with the connection, and answers of 5xx, leave as `TransientError`; MLflow's own retries are cut short so that one
 back-off, ours, governs. MLflow has no compare-and-set for aliases: `promote` re-reads before it writes, and what
 happens in between (milliseconds) is last-write-wins.
@@ -74,12 +75,18 @@ class Registry:
         with self._talking() as client:
             experiment_id = self._experiment(client, experiment)
             key = hashlib.sha256(job_id.encode()).hexdigest()  # MLflow's filters know no escape for quotes
-            found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            if found:
-                return str(found[0].info.run_id)
-            everything = {JOB_TAG: job_id, KEY_TAG: key, **{k: v[:5000] for k, v in tags.items()}}
-            run = client.create_run(experiment_id, tags=everything, run_name=job_id[:200])
-            return str(run.info.run_id)
+
+            def runs() -> list[Any]:
+                found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+            if not (found := runs()):
+                everything = {JOB_TAG: job_id, KEY_TAG: key, **{k: v[:5000] for k, v in tags.items()}}
+                client.create_run(experiment_id, tags=everything, run_name=job_id[:200])
+                found = runs()
+            for twin in found[1:]:
+                client.delete_run(twin.info.run_id)
+            return str(found[0].info.run_id)
 
     def log(
         self,
@@ -143,14 +150,20 @@ class Registry:
             except MlflowException as exc:
                 if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            wanted = f"run_id = '{run_id}'"
-            if found := [v for v in client.search_model_versions(wanted) if v.name == name]:
-                return str(found[0].version)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
-            made = client.create_model_version(
-                name, source, run_id, tags={k: v[:5000] for k, v in tags.items()}, await_creation_for=60
-            )
-            return str(made.version)
+
+            def versions() -> list[str]:
+                found = client.search_model_versions(f"run_id = '{run_id}'")
+                return sorted((str(v.version) for v in found if v.name == name), key=int)
+
+            if not (made := versions()):
+                source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_PATH}"
+                client.create_model_version(
+                    name, source, run_id, tags={k: v[:5000] for k, v in tags.items()}, await_creation_for=60
+                )
+                made = versions()
+            for twin in made[1:]:
+                client.delete_model_version(name, twin)
+            return made[0]
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         with self._talking() as client:

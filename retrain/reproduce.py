@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from retrain.errors import Refused, TransientError
+from retrain.errors import Refused, RowsGone, TransientError
 from retrain.evaluate import score
 from retrain.frame import labels_array
 from retrain.model_files import load_model, trusted_for
@@ -79,7 +79,7 @@ def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
     version = recorded["delta_version"]
     try:
         taken = take_snapshot(spec, spec.open_storage_options(environ), version)
-    except TransientError as exc:
+    except (RowsGone, TransientError) as exc:
         raise Refused(f"version {version} of {spec.outcomes_uri} cannot be read; is it older than "
                       f"lake.keep_versions_for? {exc}") from exc  # fmt: skip
     if isinstance(taken, TooLittle):

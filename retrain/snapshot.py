@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from retrain.errors import RowsGone, TransientError
 from retrain.files import write_whole
 from retrain.outcomes import MissingColumns, digest, newest_labelled, open_outcomes, timestamps
 from retrain.provenance import code_digest, environment, git_commit
@@ -25,6 +27,7 @@ from retrain.spec import JobSpec
 
 MANIFEST = "manifest.json"
 CLASS_ROWS = 10
+_NO_FILE = re.compile("no such file|not found|NoSuchKey", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def take_snapshot(
     spec: JobSpec, storage_options: Mapping[str, str], version: int | None = None
 ) -> Snapshot | TooLittle:
     """Reads the outcomes at `version` (now the newest), or what an earlier run of this job has already written.
-    Raises TransientError when the store is away."""
+    Raises TransientError when the store is away, RowsGone when it no longer has the rows of `version`."""
     if (existing := load_snapshot(spec)) is not None:
         return existing
     table = open_outcomes(spec.outcomes_uri, version, storage_options)
@@ -73,6 +76,10 @@ def take_snapshot(
         found = newest_labelled(table, spec.schema, max_rows=config.max_rows, span=config.span)
     except MissingColumns as exc:
         return TooLittle(str(exc))
+    except TransientError as exc:
+        if version is not None and _NO_FILE.search(str(exc)):
+            raise RowsGone(f"version {version} of {spec.outcomes_uri}: {exc}") from exc
+        raise
     parts = split(found.rows, spec)
     if isinstance(parts, TooLittle):
         return parts

@@ -23,6 +23,8 @@ from retrain.spec import JobSpec
 from retrain.states import IN_FLIGHT, JobState, check_transition
 from retrain.tables import alias_history, job_history, jobs
 
+MOST_AHEAD = timedelta(minutes=10)
+"""No lease lasts so long: one that seems to was written by a clock that was wrong, and counts as free."""
 UNSUCCESSFUL = frozenset({JobState.REJECTED, JobState.FAILED, JobState.ROLLED_BACK})
 _in_flight = [s.value for s in IN_FLIGHT]
 __all__ = ["AliasMove", "Job", "Step", "Store", "Submission", "SubmitOutcome", "approval_due", "open_store"]
@@ -126,8 +128,7 @@ class Store:
     def drivable(self, now: datetime) -> list[Job]:
         """Jobs that need a process and have none: in flight and not leased. One that awaits approval is listed
         once it was approved or its time to wait is over."""
-        free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now)
-        found = self._select(jobs.c.state.in_(_in_flight), free, limit=1000)
+        found = self._select(jobs.c.state.in_(_in_flight), _free(now), limit=1000)
         return [job for job in found if job.state is not JobState.AWAITING_APPROVAL or approval_due(job, now)]
 
     def history(self, job_id: str) -> list[Step]:
@@ -151,7 +152,8 @@ class Store:
         return [(r["id"], known[r["job_id"]], _step(r)) for r in rows]
 
     def trained_before(self, model: str, fingerprint: str, except_job: str) -> str | None:
-        """An earlier job of the model that trained on the same snapshot, code and config."""
+        """An earlier job of the model that trained on the same snapshot, code and config, and came to a verdict: one
+        that failed on its way may be repeated."""
         query = (
             select(jobs.c.id)
             .join(job_history, job_history.c.job_id == jobs.c.id)
@@ -159,6 +161,7 @@ class Store:
                 jobs.c.model == model,
                 jobs.c.fingerprint == fingerprint,
                 jobs.c.id != except_job,
+                jobs.c.state != JobState.FAILED.value,
                 job_history.c.to_state == JobState.EVALUATING.value,
             )
             .limit(1)
@@ -222,7 +225,7 @@ class Store:
 
     def acquire(self, job_id: str, owner: str, now: datetime, ttl: timedelta) -> bool:
         """Takes the lease if it is free, expired or already `owner`'s; counts one attempt."""
-        free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now, jobs.c.lease_owner == owner)
+        free = or_(_free(now), jobs.c.lease_owner == owner)
         values = {"lease_owner": owner, "lease_until": now + ttl, "attempt": jobs.c.attempt + 1}
         with writing(self.engine) as connection:
             return connection.execute(update(jobs).where(jobs.c.id == job_id, free).values(values)).rowcount == 1
@@ -281,6 +284,11 @@ class Store:
 def _step(row: RowMapping) -> Step:
     before = None if row["from_state"] is None else JobState(row["from_state"])
     return Step(before, JobState(row["to_state"]), row["at"], row["actor"], row["detail"])
+
+
+def _free(now: datetime) -> ColumnElement[bool]:
+    until = jobs.c.lease_until
+    return or_(until.is_(None), until <= now, until > now + MOST_AHEAD)
 
 
 def _held(owner: str | None) -> list[ColumnElement[bool]]:

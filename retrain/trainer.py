@@ -1,4 +1,4 @@
-"""Runs the user's training code apart: own process, scrubbed environment, limits on time and memory.
+"""Runs the user's training code apart (`retrain.isolation`), with limits on time and memory.
 
 Invariant: whatever the code does (raises, hangs, eats memory, prints without end, leaves children behind), the
 answer is a `Trained` or a `TrainingFailed` that says in one sentence what happened.
@@ -26,36 +26,25 @@ The contract of a `command`, any program::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, assert_never
 
+from retrain.isolation import Cut, Ended, child_environment, run_apart
 from retrain.recipe import Recipe
 from retrain.schema import ModelSchema
 
-LOG_BYTES = 1 << 20
 SEARCH = "search.json"
 """What a search for hyperparameters has found, in the trainer's folder (`retrain.trainers.search`)."""
-SHORT_SPIN = "GOMP_SPINCOUNT", "1000"
-"""Threads of libgomp that wait spin only for a moment: not at all costs 5 times the time for boosting on small data
-(every wait is a system call), the default 3 times on a machine that is busy with something else."""
-HARMLESS = (
-    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE"),
-    *("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"),  # in a job of a Ray cluster: where it is
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,65 +101,25 @@ def run_trainer(
         left.unlink(missing_ok=True)
     places = {"train": str(rows.absolute()), "model": str(model), "work_dir": str(folder), "result": str(result)}
     started = time.monotonic()
-    request.write_text(json.dumps(recipe.to_json() | places | {"deadline": started + recipe.time_limit}))
+    deadline = started + recipe.time_limit
+    request.write_text(json.dumps(recipe.to_json() | places | {"deadline": deadline}))
     command = [sys.executable, "-m", "retrain.trainer_process", str(request)]
-    with subprocess.Popen(
-        command,
-        env=child_environment(recipe.environment, environ, folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        log = BoundedLog(process.stdout, folder / "trainer.log")
-        ended = _wait(process, started + recipe.time_limit, stopping)
-        log.join()
-    seconds = time.monotonic() - started
-    if ended is not None:
-        message = {
-            FailureKind.TIMED_OUT: f"training timed out: stopped after {timedelta(seconds=recipe.time_limit)}",
-            FailureKind.STOPPED: "training was stopped because the job was asked to end",
-        }[ended]
-        return TrainingFailed(ended, message)
-    return _outcome(recipe, model, result, process.returncode, log.tail, seconds)
+    env = child_environment(recipe.environment, environ, folder)
+    ended = run_apart(command, env, folder / "trainer.log", deadline, stopping)
+    match ended.cut:
+        case Cut.TIME:
+            message = f"training timed out: stopped after {timedelta(seconds=recipe.time_limit)}"
+            return TrainingFailed(FailureKind.TIMED_OUT, message)
+        case Cut.STOPPED:
+            return TrainingFailed(FailureKind.STOPPED, "training was stopped because the job was asked to end")
+        case None:
+            return _outcome(recipe, model, result, ended, time.monotonic() - started)
+        case unreachable:
+            assert_never(unreachable)
 
 
-def child_environment(names: Iterable[str], environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The harmless variables and those of `names`; HOME is the job's folder, so that no credential file of
-    the daemon's user is found by name."""
-    env = {name: environ[name] for name in (*HARMLESS, *names) if name in environ}
-    root = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(p for p in (env.get("PYTHONPATH"), root) if p)
-    env.setdefault("HOME", str(folder))
-    env.setdefault(*SHORT_SPIN)
-    env |= {"PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    return env
-
-
-def _wait(process: subprocess.Popen[bytes], deadline: float, stopping: threading.Event | None) -> FailureKind | None:
-    """Waits for the end, then kills whatever of its process group is left."""
-    ended: FailureKind | None = None
-    while True:
-        try:
-            process.wait(timeout=0.1)
-            break
-        except subprocess.TimeoutExpired:
-            if time.monotonic() >= deadline:
-                ended = FailureKind.TIMED_OUT
-            elif stopping is not None and stopping.is_set():
-                ended = FailureKind.STOPPED
-            if ended is not None:
-                break
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return ended
-
-
-def _outcome(
-    recipe: Recipe, model: Path, result: Path, code: int, tail: str, seconds: float
-) -> Trained | TrainingFailed:
+def _outcome(recipe: Recipe, model: Path, result: Path, ended: Ended, seconds: float) -> Trained | TrainingFailed:
+    code, tail = ended.code, ended.tail
     reported = json.loads(result.read_text()) if result.exists() else {}
     match reported.get("status"):
         case "ok":
@@ -195,33 +144,3 @@ def _outcome(
 def _out_of_memory(recipe: Recipe, detail: str) -> TrainingFailed:
     limit = recipe.memory_limit / 2**20
     return TrainingFailed(FailureKind.OUT_OF_MEMORY, f"the trainer ran out of its {limit:.0f} MiB of memory: {detail}")
-
-
-class BoundedLog:
-    """Copies a pipe into a file up to LOG_BYTES, drains the rest, and remembers the end."""
-
-    def __init__(self, pipe: IO[bytes], path: Path) -> None:
-        self._pipe = pipe
-        self._path = path
-        self._tail = b""
-        self._thread = threading.Thread(target=self._pump, daemon=True)
-        self._thread.start()
-
-    def join(self) -> None:
-        """A grandchild that left the process group may still hold the pipe: wait for it only a little."""
-        self._thread.join(timeout=5)
-
-    @property
-    def tail(self) -> str:
-        return self._tail.decode(errors="replace")
-
-    def _pump(self) -> None:
-        written = 0
-        with self._path.open("wb") as file:
-            while chunk := os.read(self._pipe.fileno(), 65536):
-                self._tail = (self._tail + chunk)[-4000:]
-                if written < LOG_BYTES:
-                    written += file.write(chunk[: LOG_BYTES - written])
-                    file.flush()
-                    if written >= LOG_BYTES:
-                        file.write(b"\n... the rest was not kept\n")

@@ -5,13 +5,11 @@ Invariant: limits are set before any of the user's code runs; a model is complet
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
 import resource
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from retrain.estimators import CHECKED_ROWS, Nonsense, check_estimator
 from retrain.files import write_whole
 from retrain.frame import features_frame, labels_array
+from retrain.isolation import die_with_parent
 from retrain.recipe import Recipe
 from retrain.trainer import TrainContext
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     request = json.loads(Path(argv[1]).read_text())
-    _die_with_parent()
+    die_with_parent()
     if request["command"] is not None:
         return _run_command(request)
     try:
@@ -135,12 +134,6 @@ def _limit_memory(growth: int) -> None:
     if status.exists():
         used = int(next(line for line in status.read_text().splitlines() if line.startswith("VmData")).split()[1])
     resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + growth, resource.RLIM_INFINITY))
-
-
-def _die_with_parent() -> None:
-    """A job that is killed takes its trainer with it (Linux; elsewhere the time limit of the next run does)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

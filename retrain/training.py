@@ -18,17 +18,20 @@ from retrain.aliases import CHAMPION
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.elsewhere import train_elsewhere
 from retrain.engines import engine_of
+from retrain.errors import JobFailed, RowsGone
 from retrain.evaluate import score
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.handover import Stage
 from retrain.model_files import load_model, stored_bytes, trusted_for
 from retrain.outcomes import newest_predictions
 from retrain.retry import Stopped
+from retrain.servability import smoke_test
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState
 from retrain.trainer import SEARCH, FailureKind, Trained, TrainingFailed, run_trainer
 from retrain.validation import LIVE_ROWS, failures, report, validate
 
+_GONE = "the snapshot's files are gone, and cannot be made again"
 log = structlog.get_logger()
 
 
@@ -122,7 +125,7 @@ def evaluate(job: JobContext) -> Next | None:
         job.checkpoint("version_registered")
         version = registered
         expected = ours if final is None else score(load_model(final, trusted), holdout, spec.schema, source="refit")
-        smoke = job.retry(MLFLOW, lambda: publish.smoke_test(registry, spec, registered, holdout, expected))
+        smoke = job.retry(MLFLOW, lambda: smoke_test(spec, registered, holdout, expected, job.environ, job.stopping))
     decision = decide(held.gates, smoke)
     job.retry(
         MLFLOW,
@@ -207,9 +210,14 @@ def _taken(job: JobContext) -> Snapshot:
     found = load_snapshot(job.spec)
     if found is None:
         version = job.job.result["snapshot"]["delta_version"]
-        again = job.retry(LAKE, lambda: take_snapshot(job.spec, job.storage_options, version))
-        if isinstance(again, TooLittle) or again.fingerprint != job.job.fingerprint:
-            raise RuntimeError("the snapshot's files are gone and cannot be made again from the lake")
+        try:
+            again = job.retry(LAKE, lambda: take_snapshot(job.spec, job.storage_options, version))
+        except RowsGone as exc:
+            raise JobFailed(f"{_GONE} (lake.keep_versions_for): {exc}"[:500]) from exc
+        if isinstance(again, TooLittle):
+            raise JobFailed(f"{_GONE}: version {version} of {job.spec.outcomes_uri}: {again.reason}")
+        if again.fingerprint != job.job.fingerprint:
+            raise JobFailed(f"{_GONE}: rows, code or configuration are others by now")
         return again
     return found
 

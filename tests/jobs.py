@@ -5,11 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from retrain.errors import LeaseLost
 from retrain.job import Driver, Limits, utc_now
 from retrain.registry import import_mlflow
 from retrain.retry import Backoff
@@ -50,15 +55,15 @@ def drive(
     return driver.drive(job_id)
 
 
-def kill_at(folder: Path, name: str, job_id: str = "job-1") -> bool:
-    """Drive the job in a process that is killed at the checkpoint `name`, and free its lease, as the daemon does that
-    saw it die. False when it ended without reaching it."""
-    _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
-    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id))
-    child.start()
+def kill_at(folder: Path, name: str, job_id: str = "job-1", *, off: timedelta = timedelta(), free: bool = True) -> bool:
+    """Drive the job in a process, its clock `off`, that is killed at the checkpoint `name`, and free its lease, as the
+    daemon does that saw it die. False when it ended without reaching it."""
+    child = _child(folder, name, job_id, signal.SIGKILL, off)
     child.join(120)
     if child.exitcode != -signal.SIGKILL:
         return False
+    if not free:
+        return True
     store = store_of(folder)
     owner = store.get(job_id).lease_owner
     assert owner is not None
@@ -66,13 +71,58 @@ def kill_at(folder: Path, name: str, job_id: str = "job-1") -> bool:
     return True
 
 
-def _drive_until(folder: str, name: str, job_id: str) -> None:
+class Frozen:
+    """A process that drives a job and stands still."""
+
+    def __init__(self, child: BaseProcess) -> None:
+        self._child = child
+
+    def wake(self) -> int | None:
+        """Let it go on, and answer its exit code: 3 when it has lost the job."""
+        assert self._child.pid is not None
+        os.kill(self._child.pid, signal.SIGCONT)
+        self._child.join(60)
+        return self._child.exitcode
+
+
+@contextmanager
+def freeze_at(folder: Path, name: str, job_id: str = "job-1") -> Iterator[Frozen]:
+    """Drive the job in a process that is stopped at the checkpoint `name`."""
+    child = _child(folder, name, job_id, signal.SIGSTOP, timedelta())
+    assert child.pid is not None
+    try:
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert child.is_alive(), f"it ended without reaching {name}"
+            time.sleep(0.05)
+        yield Frozen(child)
+    finally:
+        child.kill()
+
+
+def _child(folder: Path, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> BaseProcess:
+    _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
+    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id, fate, off))
+    child.start()
+    return child
+
+
+def _drive_until(folder: str, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> None:
     def checkpoint(reached: str) -> None:
         if reached == name:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), fate)
 
-    store, environ, limits = store_of(Path(folder)), dict(os.environ), Limits(lease=LEASE)
-    Driver(store, environ=environ, stopping=threading.Event(), limits=limits, checkpoint=checkpoint).drive(job_id)
+    driver = Driver(
+        store_of(Path(folder)),
+        environ=dict(os.environ),
+        stopping=threading.Event(),
+        clock=lambda: utc_now() + off,
+        limits=Limits(lease=LEASE),
+        checkpoint=checkpoint,
+    )
+    try:
+        driver.drive(job_id)
+    except LeaseLost:
+        sys.exit(3)
 
 
 def versions(wanted: JobSpec) -> list[str]:

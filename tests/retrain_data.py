@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -198,6 +199,33 @@ def trains_logistic(frame: Any, labels: Any, context: Any) -> Any:
     return make_pipeline(ColumnTransformer([("amount", "passthrough", ["amount"])]), LogisticRegression()).fit(
         frame, labels
     )
+
+
+class Elsewhere:
+    """A model that minds where it is: `how` it behaves in any process but that of a job or of a trainer."""
+
+    def __init__(self, how: str = "") -> None:
+        self.how = how
+        self.classes_ = np.array(BINARY.classes, dtype=object)
+
+    def predict(self, frame: Any) -> Any:
+        if "retrain.servability" in sys.argv[0].replace("/", "."):
+            match self.how:
+                case "crash":
+                    os.kill(os.getpid(), 11)
+                case "refusal":
+                    raise RuntimeError("not here")
+                case "hang":
+                    time.sleep(600)
+                case "secret" if "DRIFTD_SECRET" in os.environ or os.environ.get("AWS_REGION") != "here":
+                    raise RuntimeError("a service has other variables")
+                case "other":
+                    return np.full(len(frame), "ok", dtype=object)
+        return np.where(frame["amount"] > 0, "fraud", "ok").astype(object)
+
+    def predict_proba(self, frame: Any) -> Any:
+        score = 1 / (1 + np.exp(-2 * frame["amount"].to_numpy()))
+        return np.column_stack([1 - score, score])
 
 
 def few_refusals(match: Match) -> Answer:

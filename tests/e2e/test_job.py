@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 CHECKPOINTS = [
     *("snapshot", "training", "trained", "evaluating", "refitted", "run_opened", "model_logged"),
-    *("version_registered", "decided", "awaiting_approval", "alias_moved", "promoted", "watched"),
+    *("version_registered", "decided", "awaiting_approval", "promotion_begun", "alias_moved", "promoted", "watched"),
 ]
 
 

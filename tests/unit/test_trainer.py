@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from retrain.isolation import LOG_BYTES
 from retrain.model_files import UnusableModel, load_model, trusted_for
-from retrain.trainer import LOG_BYTES, FailureKind, Trained, TrainingFailed, run_trainer
+from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
 from tests.retrain_data import outcomes, spec
 
 ENVIRONMENT = dict(os.environ) | {"SECRET": "hush", "ALLOWED": "yes"}
