@@ -6,13 +6,15 @@ and in who tells the time, not in what happens to a window once it is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import structlog
 
+from monitor.combining import combined
 from monitor.judging import Records, RuleRecord, firing, judge_windows
 from monitor.ledger import Ledger, Round
 from monitor.measurement import Measure, Measurement, WindowKey
@@ -20,7 +22,7 @@ from monitor.metrics import Metrics
 from monitor.phases import Phase, Transition
 from monitor.plan import ModelPlan
 from monitor.reasons import what_changed, what_drifted
-from monitor.rules import Action, Combination, Verdict
+from monitor.rules import Action, Verdict
 from monitor.triggers import (
     LOOK_BACK,
     PACED,
@@ -33,12 +35,15 @@ from monitor.triggers import (
     follow_up_paced,
     request_id,
 )
+from retrain.cron import last_time
 from retrain.holds import maintenance_words
 from retrain.request import RetrainRequest, TriggerKind
 
 log = structlog.get_logger()
 
 POSITION = "position"
+SCHEDULE_HOLDS = timedelta(hours=1)
+"""How long a time of a combination's schedule waits for the others."""
 JobHistoryOf = Callable[[str, datetime], JobHistory]
 """(model, now) -> what the control database knows of its jobs."""
 MeasuredWindows = Iterable[tuple[WindowKey, Sequence[Measurement]]]
@@ -124,42 +129,21 @@ class Decider:
 
     def trigger(self, now: datetime, outcomes: Callable[[], int]) -> None:
         """Decide on every cause there is now. `outcomes` counts the labelled rows ever joined."""
-        actions = {r.name: r.action for r in self._plan.rules}
-        breaching = [r for r in firing(self._ledger.rule_records(self._plan.model)) if r.verdict is Verdict.BREACH]
+        plan, outcomes = self._plan, cache(outcomes)  # a query: once, and only if it is needed
+        actions = {r.name: r.action for r in plan.rules}
+        breaching = [r for r in firing(self._ledger.rule_records(plan.model)) if r.verdict is Verdict.BREACH]
         for record in breaching:
             if actions.get(record.rule) is Action.RETRAIN:
                 self.decide(self._cause(record), now, outcomes())
-        for cause in self._combined(breaching):
-            self.decide(cause, now, outcomes())
+        for combination in plan.combinations:
+            rules = [self._cause(r) for r in breaching if r.rule in combination.rules]
+            others = [self._labels(combination.new_labels, outcomes), self._scheduled(combination.schedule, now)]
+            for cause in combined(combination, rules, [c for c in others if c is not None]):
+                self.decide(cause, now, outcomes())
         if actions:
             self._follow_up(now, outcomes)
-        if self._plan.new_labels:
-            self._trigger_on_labels(self._plan.new_labels, now, outcomes())
-
-    def _combined(self, breaching: Sequence[RuleRecord]) -> Iterator[Cause]:
-        """A cause for each combination of which enough rules fire on one version."""
-        for combination in self._plan.combinations:
-            for version in sorted({r.version for r in breaching}):
-                mine = [r for r in breaching if r.version == version and r.rule in combination.rules]
-                if len(mine) >= combination.at_least:
-                    yield self._cause_together(combination, [self._cause(r) for r in mine])
-
-    def _cause_together(self, combination: Combination, causes: Sequence[Cause]) -> Cause:
-        """What they have in common: things are amiss since the last of them began."""
-        newest = max(causes, key=lambda c: str(c.evidence["window_end"]))
-        rules = {str(c.evidence["rule"]): c.evidence["value"] for c in causes}
-        sinces = [str(c.evidence["since"]) for c in causes if c.evidence["since"]]
-        return replace(
-            newest,
-            occasion=f"{newest.version}/{combination.name}/{newest.evidence['window_end']}",
-            reason=f"combination {combination.name}: " + "; ".join(c.reason for c in causes),
-            evidence={
-                **newest.evidence, "rule": combination.name, "value": None, "rules": rules,
-                "since": max(sinces, default=None),
-            },
-            since=max((c.since for c in causes if c.since), default=None),
-            windows_amiss=min(c.windows_amiss for c in causes),
-        )  # fmt: skip
+        if (labels := self._labels(plan.new_labels, outcomes)) is not None:
+            self.decide(labels, now, outcomes())
 
     def _cause(self, record: RuleRecord) -> Cause:
         at, since = record.state.at, record.state.amiss_since
@@ -195,18 +179,25 @@ class Decider:
             reason = f"{requests.since_last:.0f} windows after the last training there are more rows to learn from"
             self.decide(Cause(model, TriggerKind.FOLLOW_UP, last.id, reason, {}), now, outcomes())
 
-    def _trigger_on_labels(self, new_labels: int, now: datetime, outcomes: int) -> None:
+    def _labels(self, new_labels: int | None, outcomes: Callable[[], int]) -> Cause | None:
+        """So many labels since the newest request."""
+        if new_labels is None:
+            return None
         evidence = self._ledger.request_evidence(self._plan.model, list(TriggerKind), LOOK_BACK)
         before = next((int(e["outcomes"]) for e in evidence if "outcomes" in e), 0)
-        if outcomes - before >= new_labels:
-            cause = Cause(
-                model=self._plan.model,
-                trigger=TriggerKind.LABELS,
-                occasion=f"{before}+{new_labels}",
-                reason=f"{outcomes - before} new labels since the last retrain",
-                evidence={},
-            )
-            self.decide(cause, now, outcomes)
+        if (count := outcomes() - before) < new_labels:
+            return None
+        reason = f"{count} new labels since the last retrain"
+        return Cause(self._plan.model, TriggerKind.LABELS, f"{before}+{new_labels}", reason, {})
+
+    def _scheduled(self, schedule: str | None, now: datetime) -> Cause | None:
+        """A time of the schedule was less than SCHEDULE_HOLDS ago, and no request since."""
+        if schedule is None or (at := last_time(schedule, UTC, now, SCHEDULE_HOLDS)) is None:
+            return None
+        last = self._ledger.last_request(self._plan.model)
+        if last is not None and last.requested_at >= at:
+            return None
+        return Cause(self._plan.model, TriggerKind.SCHEDULE, f"{at:%Y-%m-%dT%H:%M}", f"schedule {schedule}", {})
 
     def decide(self, cause: Cause, now: datetime, outcomes: int) -> RetrainRequest | Suppressed:
         """Decide on a cause and record the answer with its evidence; an occasion answered before stays answered."""

@@ -109,7 +109,8 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
         season=_season(section.reference),
         rules=tuple(_rule(r, metrics[0], windows.size) for r in rules),
         combinations=tuple(
-            Combination(c.name, frozenset(c.rules), c.at_least or len(c.rules)) for c in section.combinations
+            Combination(c.name, frozenset(c.rules), c.at_least or c.members, c.new_labels, c.schedule)
+            for c in section.combinations
         ),
         triggers=TriggerPolicy(
             enabled=retrain.enabled,

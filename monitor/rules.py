@@ -91,11 +91,14 @@ def parse_for(text: str) -> Sustained:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Names of rules of which `at_least` so many must fire on one version at once."""
+    """What retrains together: `at_least` so many of the rules (on one version at once), so many `new_labels` since the
+    last request, and a time of a `schedule` (cron, UTC)."""
 
     name: str
     rules: frozenset[str]
     at_least: int
+    new_labels: int | None = None
+    schedule: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

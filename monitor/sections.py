@@ -188,20 +188,26 @@ class RuleConfig(Section):
 
 
 class CombinationConfig(Section):
-    """Rules that retrain together, whatever each of them does alone."""
+    """What retrains together, whatever each does alone: rules, new labels, a schedule."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    rules: tuple[str, ...] = Field(strict=False, description="names of two rules or more")
-    at_least: int | None = Field(
-        None, ge=1, description="so many of them must fire on one version at once; default: all of them"
+    rules: tuple[str, ...] = Field((), strict=False, description="names of rules; they fire on one version at once")
+    new_labels: int | None = Field(None, ge=1, description="so many labels since the last request")
+    schedule: str | None = Field(
+        None, description="cron expression (UTC); each time holds for an hour, until there is a request"
     )
+    at_least: int | None = Field(None, ge=1, description="so many of these must hold at once; default: all of them")
+
+    @property
+    def members(self) -> int:
+        return len(self.rules) + (self.new_labels is not None) + (self.schedule is not None)
 
     @model_validator(mode="after")
     def _possible(self) -> CombinationConfig:
-        if len(self.rules) < 2:
-            raise ValueError("rules must name two rules or more")
-        if self.at_least is not None and self.at_least > len(self.rules):
-            raise ValueError(f"at_least must not be more than there are rules ({len(self.rules)})")
+        if self.members < 2:
+            raise ValueError("two things or more retrain together: name rules, new_labels, schedule")
+        if self.at_least is not None and self.at_least > self.members:
+            raise ValueError(f"at_least must not be more than there are rules and other members ({self.members})")
         return self
 
 
@@ -304,7 +310,7 @@ class ModelConfig(Section):
         None, strict=False, description="absent: the task's defaults; [] for none"
     )
     combinations: tuple[CombinationConfig, ...] = Field(
-        (), strict=False, description="rules that retrain when they fire together"
+        (), strict=False, description="rules, new labels, schedules that retrain when they hold together"
     )
     schedule: str | None = Field(None, description='cron expression (UTC) of an unconditional retrain: "0 3 * * mon"')
     new_labels: int | None = Field(None, ge=1, description="retrain after this many new labels")
@@ -430,12 +436,14 @@ def _about_combinations(section: ModelConfig) -> Mistakes:
 
 
 def _about_schedule(section: ModelConfig) -> Mistakes:
-    if section.schedule is None:
-        return
-    try:
-        cron_trigger(section.schedule, UTC)
-    except ValueError as exc:
-        yield "schedule", f'must be a cron expression such as "0 3 * * 1" (got {section.schedule!r}): {exc}'
+    schedules = {"schedule": section.schedule}
+    schedules |= {f"combinations[{i}].schedule": c.schedule for i, c in enumerate(section.combinations)}
+    for at, schedule in schedules.items():
+        try:
+            if schedule is not None:
+                cron_trigger(schedule, UTC)
+        except ValueError as exc:
+            yield at, f'must be a cron expression such as "0 3 * * 1" (got {schedule!r}): {exc}'
 
 
 def about_features(section: ModelConfig, features: Mapping[str, FeatureKind]) -> Mistakes:

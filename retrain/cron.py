@@ -7,7 +7,7 @@ days to be right where cron takes either: so weekdays are spelled out before it 
 from __future__ import annotations
 
 import re
-from datetime import tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,18 @@ def cron_trigger(expression: str, zone: tzinfo) -> CronTrigger:
             raise ValueError("give a day of the month or a weekday, not both")
         fields[4] = ",".join(map(_spelled_out, fields[4].lower().split(",")))
     return CronTrigger.from_crontab(" ".join(fields), timezone=zone)
+
+
+def last_time(expression: str, zone: tzinfo, now: datetime, within: timedelta) -> datetime | None:
+    """The newest time of the expression that is not later than `now` (aware) and at most `within` before it. Wall times
+    that a change of the clock leaves out are none."""
+    trigger, found = cron_trigger(expression, zone), None
+    at = trigger.get_next_fire_time(None, now - within)
+    while at is not None and at <= now:
+        if at.astimezone(UTC).astimezone(at.tzinfo).replace(tzinfo=None) == at.replace(tzinfo=None):
+            found = at
+        at = trigger.get_next_fire_time(at, at)
+    return found
 
 
 def _spelled_out(part: str) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy import Column, ColumnElement, Engine, String, Table, Text, delet
 from retrain import audit
 from retrain.audit import AuditKind, Entry
 from retrain.config import MaintenanceConfig, RetrainConfig
-from retrain.cron import cron_trigger
+from retrain.cron import last_time
 from retrain.database import UtcDateTime, metadata, reading, writing
 from retrain.fields import parse_duration
 
@@ -107,20 +107,10 @@ def maintenance_until(windows: Sequence[MaintenanceConfig], now: datetime) -> da
     prolongs it."""
     until = None
     for window in windows:
-        trigger, begun = cron_trigger(window.cron, ZoneInfo(window.timezone)), None
-        begins = trigger.get_next_fire_time(None, now - window.duration)
-        while begins is not None and begins <= now:
-            if _exists(begins):
-                begun = begins
-            begins = trigger.get_next_fire_time(begins, begins)
+        begun = last_time(window.cron, ZoneInfo(window.timezone), now, window.duration)
         if begun is not None and (end := begun.astimezone(UTC) + window.duration) > now:
             until = max(end, until or end)
     return until
-
-
-def _exists(at: datetime) -> bool:
-    """Not one of the wall times that a change of the clock leaves out."""
-    return at.astimezone(UTC).astimezone(at.tzinfo).replace(tzinfo=None) == at.replace(tzinfo=None)
 
 
 def why_held(engine: Engine, model: str, windows: Sequence[MaintenanceConfig], now: datetime) -> str:

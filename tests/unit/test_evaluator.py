@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,60 @@ def test_rules_that_only_alert_retrain_together(world: World, at_least: int | No
         assert request.reason.startswith("combination both: rule one fires on version 1: ")
 
 
+def label(world: World, names: Sequence[str], at: datetime = START + HOUR) -> None:
+    rows = label_rows([(name, 1.0, at) for name in names], start=world.offset)  # type: ignore[misc]
+    world.lake.append(Table.LABELS, rows, "fraud")
+
+
+@pytest.mark.parametrize(
+    ("now", "labels", "drift", "at_least", "asked"),
+    [
+        (NOW, 3, 0.5, None, "rule"),
+        (NOW - timedelta(minutes=1), 3, 0.5, None, None),  # the schedule's time has not come
+        (NOW + HOUR, 3, 0.5, None, "rule"),
+        (NOW + timedelta(minutes=61), 3, 0.5, None, None),
+        (NOW, 2, 0.5, None, None),
+        (NOW, 3, 0.0, None, None),
+        (NOW, 2, 0.5, 2, "rule"),
+        (NOW, 3, 0.0, 2, "labels"),
+        (NOW - HOUR, 3, 0.0, 1, "labels"),
+        (NOW, 0, 0.0, 1, "schedule"),
+        (NOW - HOUR, 0, 0.0, 1, None),
+    ],
+)
+def test_rules_labels_and_a_schedule_retrain_together(
+    world: World, now: datetime, labels: int, drift: float, at_least: int | None, asked: str | None
+) -> None:
+    wanted = {"name": "by_noon", "rules": ["one"], "new_labels": 3, "schedule": "0 12 * * *"}
+    world.combinations = [wanted | ({"at_least": at_least} if at_least else {})]
+    world.missing = {"x": drift, "y": 0.0}
+    world.restart()
+    names = world.predict(0.5)
+    world.predict(2)
+    label(world, names[:labels])
+    for _ in range(3):
+        world.tick(now)
+        world.restart()
+    found = world.ledger.decisions("fraud")
+    assert [(d.trigger, d.outcome) for d in found] == ([(asked, REQUESTED)] if asked else [])
+    if asked:
+        assert found[0].cause.startswith("combination by_noon: ")
+        assert found[0].evidence["rule"] == "by_noon"
+
+
+def test_a_schedule_of_a_combination_asks_once_a_time(world: World) -> None:
+    world.combinations = [{"name": "by_noon", "rules": ["one"], "schedule": "0 12 * * *"}]
+    world.restart()
+    for hour in range(3):
+        world.predict(hour + 0.5)
+        world.tick(NOW + timedelta(minutes=hour))  # a further window that breaches, and the hour is not over
+    assert world.outcomes == [REQUESTED]
+    request = world.ledger.last_request("fraud")
+    assert request is not None
+    assert request.reason.endswith("; schedule 0 12 * * *")
+    assert request.evidence["also"] == ["schedule"]
+
+
 def test_window_is_measured_again_when_its_measurements_could_not_be_stored(world: World) -> None:
     world.predict(0.5)
     world.predict(2)
@@ -229,8 +283,7 @@ def test_new_labels_are_counted_on_although_retention_deletes_old_ones(world: Wo
     for n in range(3):
         names = world.predict(n * 24)
         at = START + n * DAY + HOUR
-        rows = label_rows([(name, 1.0, at) for name in names], start=world.offset)  # type: ignore[misc]
-        world.lake.append(Table.LABELS, rows, "fraud")
+        label(world, names, at)
         world.tick()
         world.lake.maintain(Table.OUTCOMES, "fraud", f"{at + DAY:%Y-%m-%d}", 7 * DAY)
     assert world.outcomes == [REQUESTED] * 3
