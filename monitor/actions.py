@@ -18,6 +18,7 @@ from monitor.status import statuses
 from monitor.triggers import Cause
 from monitor.web.views import Views
 from retrain import holds
+from retrain.audit import recent
 from retrain.card import card
 from retrain.holds import ALL, Pause
 from retrain.markdown import to_html
@@ -134,6 +135,10 @@ class Actions:
             raise LookupError(f"no job {job!r}")
         store = self._daemon.store
         return to_html(card(found, store.history(job), store.champion_moves(found.model)), "Model card")
+
+    def audit(self, model: str | None, before: int | None, limit: int) -> dict[str, Any]:
+        found = recent(self._daemon.store.engine, model, before, limit)
+        return {"entries": [entry.to_json() for entry in found]}
 
     def traffic(self, model: str) -> dict[str, Any]:
         self._known(model)

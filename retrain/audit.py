@@ -232,6 +232,17 @@ def entries(
         after = rows[-1]["number"]
 
 
+def recent(engine: Engine, model: str | None, before: int | None, limit: int) -> list[Recorded]:
+    """The newest entries first, those with a number below `before`; with `model` also the entries about all models."""
+    query = select(_entries).order_by(_entries.c.number.desc()).limit(limit)
+    if model is not None:
+        query = query.where(_entries.c.model.in_([model, ""]))
+    if before is not None:
+        query = query.where(_entries.c.number < before)
+    with reading(engine) as connection:
+        return [_recorded(row) for row in connection.execute(query).mappings()]
+
+
 def newest_number(engine: Engine) -> int:
     """0 before the first entry."""
     with reading(engine) as connection:

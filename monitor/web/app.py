@@ -48,6 +48,7 @@ class WebActions(Protocol):
     def serving(self, model: str, at: datetime | None) -> dict[str, Any]: ...
     def traffic(self, model: str) -> dict[str, Any]: ...
     def card(self, job: str) -> str: ...
+    def audit(self, model: str | None, before: int | None, limit: int) -> dict[str, Any]: ...
 
 
 def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str | None) -> Starlette:
@@ -125,6 +126,12 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
     async def traffic(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(actions.traffic, request.path_params["model"]))
 
+    async def audit(request: Request) -> Response:
+        """Newest first; the number of the last one, as `before`, gives the page after it."""
+        model, before = request.query_params.get("model"), _whole(request, "before", None, 2**31)
+        limit = _whole(request, "limit", 100, 1000)
+        return JSONResponse(await run_in_threadpool(actions.audit, model, before, limit))
+
     async def card(request: Request) -> Response:
         page = await run_in_threadpool(actions.card, request.path_params["job"])
         return HTMLResponse(page, headers={"Content-Security-Policy": _SANDBOX})
@@ -183,6 +190,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             Route("/api/v1/models/{model}/rollback", rollback, methods=["POST"]),
             Route("/api/v1/models/{model}/pause", pause, methods=["POST"]),
             Route("/api/v1/models/{model}/resume", resume, methods=["POST"]),
+            Route("/api/v1/audit", audit),
             Route("/api/v1/alerts", alerts, methods=["POST"]),
             Route("/api/v1/pause", pause, methods=["POST"]),
             Route("/api/v1/resume", resume, methods=["POST"]),
@@ -226,6 +234,14 @@ def _days(request: Request) -> int:
         return days_of(request.query_params.get("days"))
     except ValueError as exc:
         raise HTTPException(400, str(exc)) from exc
+
+
+def _whole(request: Request, name: str, default: Any, most: int) -> Any:
+    if (text := request.query_params.get(name)) is None:
+        return default
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise HTTPException(400, f"{name}= is a whole number from 1 to {most} (got {text!r})")
+    return int(text)
 
 
 def _instant(text: str) -> datetime | None:

@@ -56,6 +56,7 @@ def _prepare(loaded: LoadedConfig) -> None:
     made.predictions(lake, "calm")
     made.predictions(lake, "hurt")
     made.measure_windows(lake, "late", 40, bad_since=8, unlabelled=4)
+    made.champion(store, "hurt", "0")
     made.champion(store, "hurt", "1")
     checks = [{"name": "leakage", "level": "odd", "detail": "AUC 0.99", "subject": "amount"}]
     made.job(store, loaded, "hurt", "job-slow", *_PASSED, JobState.REJECTED, gates=_GATES, run_id="r1", version=None,
@@ -208,6 +209,45 @@ def test_a_waiting_challenger_is_approved_by_name(opened: Opened, daemon: Daemon
     ended = (JobState.FAILED, JobState.REJECTED, JobState.PROMOTED)  # it has no model: what counts is that it goes on
     until("the job to go on", lambda: store.get("job-wait").state in ended, within=120)
     store.engine.dispose()
+
+
+def test_a_model_is_paused_for_a_time(opened: Opened) -> None:
+    page = opened.go("/models/calm")
+    page.get_by_role("button", name="Pause…").click()
+    dialog = page.locator("dialog")
+    dialog.get_by_label("For", exact=True).fill("two hours")
+    dialog.get_by_label("Who").fill("ada")
+    dialog.get_by_label("Token").fill(TOKEN)
+    dialog.get_by_role("button", name="Pause").click()
+    expect(dialog.get_by_role("status")).to_contain_text("for: ")
+    dialog.get_by_label("For", exact=True).fill("2h")
+    dialog.get_by_role("button", name="Pause").click()
+    expect(dialog.get_by_role("status")).to_contain_text(re.compile(r"paused by ada until \d{4}-"))
+    page.keyboard.press("Escape")
+    expect(page.locator("p.notice")).to_contain_text("Held: paused by ada until ")
+    opened.complaints = [c for c in opened.complaints if "400" not in c and "404" not in c]
+
+
+def test_a_rollback_is_to_any_version_that_was_champion(opened: Opened) -> None:
+    page = opened.go("/models/hurt")
+    page.get_by_role("button", name="Roll back…").click()
+    assert page.locator("dialog select option").all_inner_texts() == ["the version before", "version 0"]
+
+
+def test_the_audit_log_is_read_to_its_beginning(opened: Opened) -> None:
+    page = opened.go("/models/hurt")
+    page.locator("summary", has_text="Every decision and every action").click()
+    rows = page.locator("section:last-of-type tbody tr")
+    expect(rows.filter(has_text="alias moved").last).to_contain_text("the first model")
+    ask = opened.page.request.get
+    entries = ask(f"{opened.url}/api/v1/audit?model=hurt").json()["entries"]
+    assert [e["number"] for e in entries] == sorted((e["number"] for e in entries), reverse=True)
+    expect(rows).to_have_count(len(entries))
+    expect(page.get_by_role("button", name="Older entries")).to_have_count(0)
+    page_after = ask(f"{opened.url}/api/v1/audit?model=hurt&limit=2&before={entries[2]['number']}").json()["entries"]
+    assert page_after == entries[3:5]
+    bad = ask(f"{opened.url}/api/v1/audit?limit=1001")
+    assert (bad.status, bad.json()["error"]) == (400, "limit= is a whole number from 1 to 1000 (got '1001')")
 
 
 def test_everything_is_reached_by_keyboard(opened: Opened) -> None:

@@ -3,10 +3,14 @@ import { h } from "./dom.js";
 
 const TOKEN = "driftd-token", ACTOR = "driftd-actor";
 
-export function ask(title, path, { explain, reason = true, done }) {
+// `field`: one more thing to say, a word of the body: { name, label, and options [value, text] or a placeholder }.
+export function ask(title, path, { explain, field, done }) {
   const token = h("input", { type: "password", name: "token", autocomplete: "off", required: true, value: sessionStorage.getItem(TOKEN) });
   const actor = h("input", { name: "actor", autocomplete: "username", value: sessionStorage.getItem(ACTOR), placeholder: "your name, for the record" });
   const why = h("input", { name: "reason", placeholder: "for the record" });
+  const more = field && (field.options
+    ? h("select", { name: field.name }, field.options.map(([value, text]) => h("option", { value }, text)))
+    : h("input", { name: field.name, placeholder: field.placeholder }));
   const answer = h("p", { class: "answer", role: "status" });
   const send = h("button", { class: "primary", type: "submit" }, title);
   const dialog = h(
@@ -17,7 +21,8 @@ export function ask(title, path, { explain, reason = true, done }) {
       { method: "dialog" },
       h("h2", {}, title),
       h("p", { class: "soft" }, explain),
-      reason ? h("label", {}, "Reason", why) : "",
+      more ? h("label", {}, field.label, more) : "",
+      h("label", {}, "Reason", why),
       h("label", {}, "Who", actor),
       h("label", {}, "Token (http.token of the configuration; kept for this tab)", token),
       answer,
@@ -29,7 +34,7 @@ export function ask(title, path, { explain, reason = true, done }) {
     send.disabled = true;
     answer.textContent = "…";
     try {
-      const given = await post(path, token.value, { reason: why.value, actor: actor.value || "status page" });
+      const given = await post(path, token.value, { reason: why.value, actor: actor.value || "status page", ...(more?.value ? { [field.name]: more.value } : {}) });
       sessionStorage.setItem(TOKEN, token.value);
       sessionStorage.setItem(ACTOR, actor.value);
       answer.textContent = given.decision || "Done.";

@@ -29,7 +29,8 @@ class ModelPage {
     Object.assign(this, { main, name, data: first, days: first.days, picked: null, plots: [], all: false, shapes: null, second: "drift_share" });
     this.api = `/api/v1/models/${encodeURIComponent(name)}`;
     const part = () => h("section", {});
-    this.parts = { head: part(), charts: part(), features: part(), rules: part(), segments: part(), log: part(), jobs: part(), more: part() };
+    this.parts = { head: part(), charts: part(), features: part(), rules: part(), segments: part(), log: part(), jobs: part(), audit: part() };
+    this.audit = { entries: [], more: true, open: false };
     this.problem = h("div", { role: "alert" });
     main.replaceChildren(this.problem, ...Object.values(this.parts));
   }
@@ -69,19 +70,21 @@ class ModelPage {
     this.drawSegments();
     this.drawLog();
     this.drawJobs();
+    this.drawAudit();
   }
 
   drawHead() {
     const { data } = this, waiting = data.jobs.find((j) => ["awaiting_approval", "shadow", "canary"].includes(j.state));
     const done = () => setTimeout(() => this.refresh(), 800);
-    const act = (title, path, explain, reason = true) => () => ask(title, path, { explain, reason, done });
+    const act = (title, path, explain, field) => () => ask(title, path, { explain, field, done });
+    const earlier = [...new Set(data.champions.map((c) => c.version))].filter((v) => v !== data.champion).map((v) => [v, `version ${v}`]);
     const buttons = [
       h("button", { onclick: act("Retrain", `${this.api}/retrain`, `Ask for a retrain of ${data.model} now. Only a job under way or a pause can refuse it.`) }, "Retrain…"),
-      h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make the previous version of ${data.model} the champion again.`) }, "Roll back…"),
+      h("button", { onclick: act("Roll back", `${this.api}/rollback`, `Make an earlier version of ${data.model} the champion again.`, { name: "to", label: "To", options: [["", "the version before"], ...earlier] }) }, "Roll back…"),
     ];
     buttons.push(data.paused
       ? h("button", { onclick: act("Resume", `${this.api}/resume`, `End the pause of ${data.model}.`) }, "Resume…")
-      : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`) }, "Pause…"));
+      : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`, { name: "for", label: "For", placeholder: "2h, 1d; empty: until it is resumed" }) }, "Pause…"));
     if (waiting) {
       const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
       buttons.unshift(h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}${waiting.state === "canary" ? ", and give it no more traffic" : ""}.`) }, "Reject…"));
@@ -241,6 +244,36 @@ class ModelPage {
       champions.length ? [h("h2", {}, "Champions"), plain(["since", "version", "by", "why"], champions)] : [],
       data.reports.length ? [h("h2", {}, "Evidently reports"), h("p", {}, data.reports.slice(0, 12).flatMap((r) => [h("a", { href: r.url }, r.name), " "]))] : [],
     ]);
+  }
+
+  // Read when it is looked at: a log is long.
+  drawAudit() {
+    const { entries, more, open } = this.audit;
+    const rows = entries.map((e) => h("tr", {}, h("td", { class: "number" }, String(e.number)), h("td", { class: "tight" }, clock(e.at)), h("td", {}, e.kind.replaceAll("_", " ")), h("td", {}, e.actor), h("td", {}, e.subject), h("td", { class: "soft" }, e.detail)));
+    const details = h("details", { class: "job", open, ontoggle: () => this.toggleAudit(details.open) },
+      h("summary", {}, "Every decision and every action, from the audit log"),
+      h("div", { class: "inside" },
+        rows.length ? plain(["#entry", "at", "kind", "by", "about", ""], rows) : "",
+        more ? h("p", {}, h("button", { onclick: () => this.readAudit() }, "Older entries")) : "",
+        this.audit.error ? h("p", { class: "failed" }, this.audit.error) : ""));
+    keepFocus(this.parts.audit, [h("h2", {}, "Audit log"), details]);
+  }
+
+  toggleAudit(open) {
+    if (open === this.audit.open) return;
+    this.audit = { entries: [], more: true, open };
+    if (open) this.readAudit();
+  }
+
+  async readAudit() {
+    const last = this.audit.entries.at(-1)?.number;
+    try {
+      const found = await get(`/api/v1/audit?model=${encodeURIComponent(this.name)}&limit=50${last ? `&before=${last}` : ""}`);
+      this.audit = { ...this.audit, entries: [...this.audit.entries, ...found.entries], more: found.entries.length === 50, error: null };
+    } catch (error) {
+      this.audit = { ...this.audit, error: error.message };
+    }
+    this.drawAudit();
   }
 
   job(j, open) {
