@@ -21,6 +21,7 @@ from monitor.metrics import Metrics
 from monitor.rules import ForWindows
 from monitor.sections import Config
 from retrain.fields import Secret, format_duration
+from serving.settings import ServiceSettings
 
 HERE = Path(__file__).parent
 
@@ -31,6 +32,12 @@ once. Durations are written `"30s"`, `"5m"`, `"1h30m"`, `"7d"`; sizes `"512MiB"`
 into the file: it is `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`. SIGHUP reloads the file: models' windows,
 rules, drift methods and retrain settings take effect at once, other sections need a restart; a file with mistakes is
 refused as a whole, the old configuration stays in force and `driftd_config_last_reload_successful` is 0.
+"""
+
+SERVICE = """
+# service.toml
+
+Of the [scoring service](serving.md); `driftd package` writes the file.
 """
 
 RULES_NOTE = """
@@ -50,6 +57,7 @@ def configuration() -> str:
     for spec in METHODS.values():
         kinds = ", ".join(sorted(k.value for k in spec.kinds))
         parts.append(f"| `{spec.name}` | {kinds} | {spec.statistic.value} | {spec.threshold:g} |\n")
+    parts += [SERVICE, *_sections(ServiceSettings, "")]
     return "".join(parts)
 
 
@@ -65,7 +73,8 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[str]:
                 continue
         rows.append(f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |\n")
     if rows:
-        title = f"## `[{path.removesuffix('[]')}]`" if not path.endswith("[]") else f"## `[[{path[:-2]}]]`"
+        title = f"## `[{path}]`" if path else "## Before any table"
+        title = title if not path.endswith("[]") else f"## `[[{path[:-2]}]]`"
         yield f"\n{title}\n" + (RULES_NOTE if path.endswith("rules[]") else "")
         yield "\n| key | type | default | meaning |\n|---|---|---|---|\n"
         yield from rows

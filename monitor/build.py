@@ -18,6 +18,7 @@ import structlog
 
 from monitor.activity import activities
 from monitor.annotations import Annotator, GrafanaAnnotations, SentLog
+from monitor.champions import Champions, ask
 from monitor.config import LoadedConfig
 from monitor.daemon import Daemon
 from monitor.errors import ConfigError, TransientError
@@ -102,6 +103,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         evaluators={model: evaluator(plan) for model, plan in plans(loaded).items()},
         supervisor=_supervisor(config, lambda req: job_spec(daemon.loaded, req), ledger, store, lake, metrics),
         observer=Observer(ledger, store, metrics),
+        champions=Champions(store, config.tracking_uri, lambda question: reporters.map(ask, [question])[0]),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
         senders=[Sender(o, store.engine, metrics, stop, lambda: daemon.leads) for o in _outlets(config, store)],
@@ -167,12 +169,14 @@ def _supervisor(
 
 def _due(lake: Lake, store: Store, job: Job, now: datetime) -> bool:
     """Whether there is something to do for a process of this job's; what waits for rows has them counted here."""
+    moves = store.champion_moves(job.model)
     if job.state is JobState.PROMOTED:
+        if moves and moves[0].version != job.result["version"]:
+            return True
         wanted = awaited(job.state, job.result)
         return lake.count_outcomes(job.model, wanted.version, wanted.after) >= job.spec.config.watch_rows
     if job.state not in ON_TRIAL:
         return True
-    moves = store.champion_moves(job.model)
     if moves and moves[0].version != job.result["compared_with"]:
         return True
     wanted = awaited(job.state, job.result)

@@ -27,6 +27,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from monitor.actions import STUCK_AFTER, Actions
 from monitor.annotations import Annotator
+from monitor.champions import Champions
 from monitor.config import LoadedConfig, load
 from monitor.configured import note_configuration
 from monitor.errors import ConfigError, TransientError
@@ -55,6 +56,8 @@ log = structlog.get_logger()
 EXIT_WITHIN = 9.5
 """Seconds after which a stop is forced; the lake makes that safe."""
 LEASE = timedelta(seconds=30)
+ASK_EVERY = 60.0
+"""Seconds between two looks at who is champion in the registry."""
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class Daemon:
     supervisor: Supervisor
     observer: Observer
     listener: socket.socket
+    champions: Champions
     annotator: Annotator | None
     senders: list[Sender]
     stop: threading.Event
@@ -152,6 +156,7 @@ class Daemon:
             scheduler.add_job(self.tell, often, args=[sender], id=f"outlet:{name}", executor="outlets")
         maintain = self.config.lake.maintain_every.total_seconds()
         scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
+        scheduler.add_job(self.look_at_champions, IntervalTrigger(seconds=ASK_EVERY), id="champions")
         scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
         self._schedule_retrains(scheduler)
         scheduler.start()
@@ -263,6 +268,16 @@ class Daemon:
             for table in (Table.PREDICTIONS, Table.LABELS, Table.OUTCOMES, Table.MEASUREMENTS):
                 lake.maintain(table, model, keep_since, config.keep_versions_for)
         lake.maintain(Table.DEAD_LETTERS, "", keep_since, config.keep_versions_for)
+
+    def look_at_champions(self) -> None:
+        """Has somebody else moved the alias `champion`?"""
+        if not self.leads:
+            return
+        names = {m: e.plan.reference.registered_model for m, e in self.evaluators.items()}
+        try:
+            self.champions.look(names, datetime.now(UTC))
+        except TransientError as exc:
+            log.info("champions_not_asked_for", detail=str(exc))
 
     def on_schedule(self, model: str, due: datetime | None = None) -> None:
         """Decide on a scheduled retrain; while the control database is away, again a minute later."""

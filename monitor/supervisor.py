@@ -120,7 +120,7 @@ class Supervisor:
                     "DRIFTD_CONTROL": self._control_url,
                 },
             )
-        delay = min(300.0, 5.0 * 2**job.attempt)
+        delay = min(300.0, 5.0 * 2 ** min(job.attempt, 10))
         self._not_before[job.id] = now.timestamp() + delay
         log.info("job_started", model=job.model, job=job.id, state=job.state.value, attempt=job.attempt + 1)
 

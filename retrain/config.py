@@ -144,7 +144,7 @@ class RetrainConfig(Section):
         "retrain.trainers.default:train", description="`module:function` called with a frame and a context"
     )
     command: tuple[str, ...] | None = Field(
-        None, strict=False, description="a command to run instead of `trainer`; see docs/configuration.md"
+        None, strict=False, description="a command to run instead of `trainer` (docs/trainers.md)"
     )
     orchestrator: OrchestratorConfig | None = None
     environment: tuple[str, ...] = Field(

@@ -12,6 +12,7 @@ import polars as pl
 
 from retrain.config import GatesConfig
 from retrain.evaluate import (
+    OWN_ERRORS,
     Evaluation,
     Side,
     answered_by_both,
@@ -82,7 +83,7 @@ def champion_side(
         return score(model, holdout, schema, source=f"version {version}", version=version, inputs=model.inputs)
     except UnusableModel as exc:
         why = str(exc)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as exc:  # its code, on our rows
+    except OWN_ERRORS as exc:
         why = f"cannot score the holdout: {type(exc).__name__}: {exc}"
     served = as_served(holdout, schema, f"version {version} {why}")
     return served or f"version {version} {why}, and too few holdout rows hold its predictions"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -21,7 +22,7 @@ import structlog
 
 from retrain.context import CONTROL, MLFLOW, JobContext
 from retrain.errors import TransientError
-from retrain.handover import Stage, hand_over, take_back
+from retrain.handover import Stage, hand_over, remove_handed_over, take_back
 from retrain.recipe import Recipe
 from retrain.retry import Stopped
 from retrain.trainer import FailureKind, Trained, TrainingFailed
@@ -29,11 +30,14 @@ from retrain.trainer import FailureKind, Trained, TrainingFailed
 log = structlog.get_logger()
 MOST_STARTS = 3
 """Of one training, when machines are lost under it."""
+MOST_REFUSALS = 5
+"""Times in a row that the other side may refuse to say how a training is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the other side is told. `key` names this start: the same key again is the same training."""
+    """What the other side is told. `key` names this start: the same key again is the same training. `asked`: when this
+    or an earlier process has asked for it first (seconds since 1970)."""
 
     key: str
     job: str
@@ -41,6 +45,7 @@ class Order:
     stage: Stage
     run_id: str
     tracking_uri: str
+    asked: float
 
 
 class Phase(StrEnum):
@@ -87,6 +92,15 @@ def train_elsewhere(
 ) -> Trained | TrainingFailed:
     """Train on `rows` (lake columns) and leave the model in `folder/model`. Raises Stopped when the job is asked to
     end: the training goes on, and the job finds it again."""
+    trained = _train(job, engine, recipe, rows, stage, folder, run_id)
+    if isinstance(trained, TrainingFailed):
+        job.retry(MLFLOW, lambda: remove_handed_over(job.registry, run_id, stage))
+    return trained
+
+
+def _train(
+    job: JobContext, engine: Engine, recipe: Recipe, rows: Path, stage: Stage, folder: Path, run_id: str
+) -> Trained | TrainingFailed:
     folder.mkdir(parents=True, exist_ok=True)
     known = dict(job.result.get("elsewhere") or {}).get(stage.value) or {}
     if not known.get("handed_over"):
@@ -95,9 +109,13 @@ def train_elsewhere(
         _note(job, stage, known)
         job.checkpoint("handed_over")
     while True:
-        order = _order(job, stage, known["start"], run_id)
+        if "asked" not in known:
+            known |= {"asked": job.clock().isoformat()}
+            _note(job, stage, known)
+        order = _order(job, stage, known, run_id)
+        started = known.get("id")
         try:
-            if (started := known.get("id")) is None:
+            if started is None:
                 started = job.retry(engine.name, partial(engine.start, order))
                 job.checkpoint("started_elsewhere")
                 known |= {"id": started, "engine": engine.name}
@@ -105,6 +123,9 @@ def train_elsewhere(
                 log.info("training_started", job_id=job.job.id, engine=engine.name, id=started, stage=stage.value)
             ended = _wait(job, engine, order, started, datetime.fromisoformat(known["since"]))
         except Refused as exc:
+            if started is not None:
+                with contextlib.suppress(TransientError, Refused):
+                    engine.cancel(order, started)
             return TrainingFailed(FailureKind.CRASHED, f"{engine.name} refuses: {exc}")
         match ended.phase:
             case Phase.ENDED:
@@ -115,7 +136,7 @@ def train_elsewhere(
                 return _failed(engine, order, started, ended.detail)
             case Phase.LOST if known["start"] < MOST_STARTS:
                 log.warning("training_lost", job_id=job.job.id, engine=engine.name, detail=ended.detail)
-                known = {**known, "start": known["start"] + 1, "id": None}
+                known = {n: v for n, v in known.items() if n not in ("id", "asked")} | {"start": known["start"] + 1}
                 _note(job, stage, known)
             case Phase.LOST:
                 told = f"{engine.name} lost it {MOST_STARTS} times: {ended.detail}"
@@ -131,9 +152,14 @@ def train_elsewhere(
 
 def _wait(job: JobContext, engine: Engine, order: Order, started: str, since: datetime) -> Seen:
     """How it ended; RUNNING when its time is over."""
-    told = ""
+    told, refusals = "", 0
     while True:
-        seen = job.retry(engine.name, partial(engine.look, order, started))
+        try:
+            seen, refusals = job.retry(engine.name, partial(engine.look, order, started)), 0
+        except Refused as exc:  # a token that is being renewed, a list that is not yet up to date
+            if (refusals := refusals + 1) == MOST_REFUSALS:
+                raise
+            seen = Seen(Phase.RUNNING, f"refuses to say: {exc}")
         if seen.phase is not Phase.RUNNING or job.clock() >= since + job.spec.config.time_limit:
             job.retry(CONTROL, lambda: job.store.update(job.job.id, job.owner, waiting=None))
             return seen
@@ -151,14 +177,15 @@ def _failed(engine: Engine, order: Order, started: str, detail: str) -> Training
     return TrainingFailed(FailureKind.CRASHED, f"{engine.name}: training {started} failed: {last or detail}")
 
 
-def _order(job: JobContext, stage: Stage, start: int, run_id: str) -> Order:
+def _order(job: JobContext, stage: Stage, known: Mapping[str, Any], run_id: str) -> Order:
     """The key is a name that orchestrators take: lower case letters, digits and hyphens, 63 at most. The run tells the
     jobs of several driftd apart that use one orchestrator."""
-    spec = job.spec
+    spec, start = job.spec, known["start"]
     readable = re.sub(r"[^a-z0-9]+", "-", spec.request.model.lower()).strip("-")[:30]
     digest = hashlib.sha256(f"{run_id}/{stage}/{start}".encode()).hexdigest()[:12]
     key = f"driftd-{readable}-{stage}-{digest}".replace("--", "-")
-    return Order(key, job.job.id, spec.request.model, stage, run_id, spec.tracking_uri)
+    asked = datetime.fromisoformat(known["asked"]).timestamp()
+    return Order(key, job.job.id, spec.request.model, stage, run_id, spec.tracking_uri, asked)
 
 
 def _note(job: JobContext, stage: Stage, known: dict[str, Any]) -> None:

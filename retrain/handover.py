@@ -83,6 +83,8 @@ def take_back(
             shutil.copy(back / name, folder / name)
     if (status := result.get("status", "ok")) != "ok":
         kind = FailureKind(status) if status in set(FailureKind) else FailureKind.CRASHED
+        if kind is FailureKind.STOPPED:  # not by this job, which would go on with it for ever
+            kind = FailureKind.CRASHED
         return TrainingFailed(kind, str(result.get("message", status)))
     if not (back / "model").is_dir():
         told = f"it ended well and left no model below {FOLDER}/{stage}/model of run {run_id}"
@@ -92,9 +94,14 @@ def take_back(
     shutil.rmtree(folder / "model", ignore_errors=True)
     (back / "model").rename(folder / "model")
     shutil.rmtree(scratch, ignore_errors=True)
-    registry.delete_files(run_id, f"{FOLDER}/{stage}/train.parquet")
+    remove_handed_over(registry, run_id, stage)
     write_whole(folder / "train_result.json", json.dumps({"status": "ok"}))
     return Trained(folder / "model", seconds)
+
+
+def remove_handed_over(registry: Registry, run_id: str, stage: Stage) -> None:
+    """The rows, out of the run again. Raises TransientError."""
+    registry.delete_files(run_id, f"{FOLDER}/{stage}/train.parquet")
 
 
 def _result(back: Path) -> dict[str, str]:
@@ -108,7 +115,8 @@ def _why_unusable(model: Path, rows: Path, spec: JobSpec) -> str | None:
 
     try:
         frame = features_frame(pl.read_parquet(rows).head(CHECKED_ROWS), spec.schema)
-        check_estimator(load_model(model, trusted_for(spec.config)).estimator, frame, spec.schema)
+        loaded = load_model(model, trusted_for(spec.config))
+        check_estimator(loaded.estimator, loaded.wanted(frame), spec.schema)
     except (UnusableModel, Nonsense) as exc:
         return f"the model that came back: {exc}"
     except Exception as exc:  # noqa: BLE001 - the model's own code, on our rows

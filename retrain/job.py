@@ -8,7 +8,6 @@ drives.
 from __future__ import annotations
 
 import random
-import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +22,9 @@ from retrain.context import CONTROL, MLFLOW, JobContext, Next
 from retrain.errors import JobFailed, LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
+from retrain.snapshot import remove_rows
 from retrain.states import ON_TRIAL, JobState
-from retrain.store import Job, Store
+from retrain.store import Store
 
 LEASE = timedelta(seconds=60)
 MOST_STARTS = 10
@@ -154,7 +154,7 @@ class Driver:
         log.info("job_advanced", job_id=job.id, model=job.model, state=following.state.value, detail=following.detail)
         self._checkpoint(following.state.value)
         if following.state in ENDED:
-            _clean(job)
+            remove_rows(job.spec)
 
     @contextmanager
     def _heartbeat(self, job_id: str) -> Iterator[None]:
@@ -177,12 +177,3 @@ class Driver:
         finally:
             done.set()
             thread.join()
-
-
-def _clean(job: Job) -> None:
-    """Rows and models of an ended job are in the lake and in MLflow; manifest, log and evaluation stay here."""
-    folder = job.spec.job_dir
-    for name in ("train.parquet", "holdout.parquet", "command_train.parquet"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("model", "model.partial", "smoke", "champion", "previous", "reference", "on_trial"):
-        shutil.rmtree(folder / name, ignore_errors=True)

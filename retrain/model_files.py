@@ -44,10 +44,15 @@ class LoadedModel:
     estimator: Any
     inputs: Mapping[str, str] | None
 
+    def wanted(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Of a frame of bare feature names the columns that the signature names, in its order."""
+        if self.inputs is not None and set(self.inputs) <= set(frame.columns):
+            return frame[list(self.inputs)]
+        return frame
+
     def predictions(self, frame: pd.DataFrame, schema: ModelSchema) -> Predictions:
         """Predicts a frame of bare feature names; one with other columns gets those the signature names."""
-        if self.inputs is not None and set(self.inputs) <= set(frame.columns):
-            frame = frame[list(self.inputs)]
+        frame = self.wanted(frame)
         values = np.asarray(self.estimator.predict(frame))
         if schema.task is Task.REGRESSION:
             return Predictions(values.astype(float))

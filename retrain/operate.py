@@ -19,7 +19,7 @@ from retrain.errors import LostRace, Refused
 from retrain.evaluate import score
 from retrain.model_files import load_model, trusted_for
 from retrain.registry import Conflict, Registry
-from retrain.snapshot import write_snapshot
+from retrain.snapshot import remove_rows, write_snapshot
 from retrain.spec import JobSpec
 from retrain.states import REFUSABLE, JobState
 from retrain.store import AliasMove, Job, Store
@@ -45,6 +45,8 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
     if job.state not in REFUSABLE:
         raise Refused(f"job {job_id} is {job.state}: only a challenger that waits or is on trial can be rejected")
     name = job.spec.registered_model
+    if job.result.get("promoting") and registry.resolve_alias(name, CHAMPION) == job.result.get("version"):
+        raise Refused(f"job {job_id} has promoted version {job.result['version']} by now: roll it back")
     if job.state is JobState.CANARY:  # or a layer that splits traffic would never hear of it
         registry.set_tag(name, TRAFFIC_TAG, None)
         if share_of(job.result) > 0:
@@ -55,6 +57,7 @@ def reject(store: Store, registry: Registry, job_id: str, actor: str, reason: st
     except LostRace as exc:
         raise Refused(str(exc)) from exc
     log.info("challenger_rejected", job_id=job_id, actor=actor, reason=reason)
+    remove_rows(job.spec)
     registry.set_tag(name, TRAFFIC_TAG, None)  # the job's process may have set it again just before
     if registry.resolve_alias(name, CHALLENGER) == job.result.get("version"):
         registry.set_alias(name, CHALLENGER, None)
@@ -89,6 +92,8 @@ def rollback(
     if to is not None and to == champion != recorded:  # moved, and then the record was cut off
         store.record_alias(AliasMove(model, CHAMPION, champion, recorded, None, actor, now, reason))
         return champion
+    if to is None and moves and champion == moves[0].previous_version != recorded:  # the same, not told where to
+        to, champion = champion, recorded
     past = {v for move in moves for v in (move.version, move.previous_version) if v not in (None, champion)}
     if to is not None and to not in past:
         known = ", ".join(sorted(map(str, past))) or "none"
@@ -107,6 +112,7 @@ def rollback(
         state = store.get(job_id).state
         if state in (JobState.PROMOTED, JobState.WATCHED):
             store.advance(job_id, state, JobState.ROLLED_BACK, reason, now, actor=actor)
+            remove_rows(store.get(job_id).spec)
     log.warning("model_rolled_back", model=model, version=previous, from_version=champion, actor=actor, reason=reason)
     return previous
 

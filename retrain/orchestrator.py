@@ -7,6 +7,7 @@ in no log, no message, and not on record with the job.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from string import Template
 from typing import Any
@@ -21,6 +22,8 @@ from retrain.spec import JobSpec
 
 TIMEOUT = 20.0
 """Seconds for the orchestrator to connect, and again to answer."""
+LISTED_AFTER = 4
+"""So many polls after a submission it is taken for lost, if the list does not have it."""
 _AGAIN = frozenset({408, 425, 429})
 
 
@@ -31,6 +34,7 @@ class Orchestrator:
 
     def __init__(self, config: OrchestratorConfig, spec: JobSpec) -> None:
         self._config = config
+        self._submitted: dict[str, float] = {}
         self._about = {
             "seed": str(spec.config.seed),
             "parameters": json.dumps(dict(spec.config.parameters)),
@@ -45,6 +49,9 @@ class Orchestrator:
     def start(self, order: Order) -> str:
         if (found := self._find(order)) is not None:  # started before this process was killed
             return found
+        if self._config.find is not None and not self._may_submit(order):
+            raise TransientError(f"what may have been submitted as {order.key} cannot be found yet")
+        self._submitted[order.key] = time.time()
         answer = self._call(self._config.submit, order, allowed=self._config.already)
         if self._config.run is None:
             return order.key
@@ -55,6 +62,13 @@ class Orchestrator:
         if self._config.find is None:
             raise Refused(f"its answer to the submission has nothing at {self._config.run!r}")
         raise TransientError(f"what was submitted as {order.key} cannot be found yet")
+
+    def _may_submit(self, order: Order) -> bool:
+        """Not while what was submitted may only be missing from the list yet: by this process, or by one before it."""
+        last = self._submitted.get(order.key)
+        if last is None and time.time() - order.asked < 1:
+            return True
+        return time.time() - (order.asked if last is None else last) > LISTED_AFTER * self.poll_every
 
     def look(self, order: Order, started: str) -> Seen:
         state = _at(self._config.state, self._call(self._config.status, order, started))

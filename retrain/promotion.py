@@ -14,7 +14,7 @@ import structlog
 
 from retrain.aliases import CHAMPION, PREVIOUS
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next, moved_meanwhile
-from retrain.evaluate import score
+from retrain.evaluate import OWN_ERRORS, score
 from retrain.model_files import UnusableModel, trusted_for
 from retrain.registry import Conflict, Promoted
 from retrain.states import JobState
@@ -138,9 +138,9 @@ def watch(job: JobContext) -> Next | None:
                     spec.registered_model, of, folder, trusted
                 ),
             )
-        except UnusableModel as exc:
-            return Next(JobState.WATCHED, f"version {of} cannot be compared: {exc}")
-        sides.append(score(model, rows, spec.schema, source=name).predictions)
+            sides.append(score(model, rows, spec.schema, source=name).predictions)
+        except (UnusableModel, *OWN_ERRORS) as exc:
+            return Next(JobState.WATCHED, f"version {of} cannot be compared: {type(exc).__name__}: {exc}"[:500])
     verdict = compare_watched(spec, rows, sides[0], sides[1])
     if verdict.worse:
         job.save(rollback=verdict.detail)

@@ -48,7 +48,12 @@ class RayJobs:
         from ray.job_submission import JobStatus
 
         with self._talking() as client:
-            info = client.get_job_info(started)
+            try:
+                info = client.get_job_info(started)
+            except RuntimeError as exc:
+                if "status code 404" not in str(exc):
+                    raise
+                return Seen(Phase.LOST, "the cluster does not know it any more: was its head started anew?")
             match info.status:
                 case JobStatus.SUCCEEDED:
                     return Seen(Phase.ENDED)

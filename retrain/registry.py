@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +43,23 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+_GONE = re.compile(r"404 Client Error|\(404\)|NoSuchKey|BlobNotFound")
+_STORE_ERRORS = (
+    ("requests", "RequestException"),
+    ("urllib3.exceptions", "HTTPError"),
+    ("sqlalchemy.exc", "OperationalError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("boto3.exceptions", "S3UploadFailedError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("google.api_core.exceptions", "GoogleAPICallError"),
+)
+
+
+class NotThere(Exception):
+    """The registry has no such model, version or file, now or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +247,13 @@ class Registry:
 
     def fetch_model(self, name: str, version: str, folder: Path, trusted: tuple[str, ...] = ()) -> LoadedModel:
         """Downloads a version and loads it. Raises model_files.UnusableModel when it may not or cannot be loaded."""
-        with self._talking() as client:
-            source = client.get_model_version_download_uri(name, version)
-            return load_model(self._download(source, folder), trusted)
+        try:
+            with self._talking() as client:
+                source = client.get_model_version_download_uri(name, version)
+                path = self._download(source, folder)
+        except NotThere as exc:
+            raise UnusableModel(f"is not in the registry any more: {exc}"[:500]) from exc
+        return load_model(path, trusted)
 
     def fetch_inputs(self, name: str, version: str, folder: Path) -> dict[str, str] | None:
         """Feature name -> kind (or MLflow's type where it is none) by the version's signature; None without one.
@@ -288,31 +311,28 @@ class Registry:
     @contextmanager
     def _talking(self) -> Iterator[Any]:
         import_mlflow()
-        import requests
-        import urllib3
         from mlflow.exceptions import MlflowException
 
-        away: tuple[type[Exception], ...] = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError)
-        away += _store_errors()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of MLflow, about itself
                 yield self._client
-        except away as exc:
+        except _away() as exc:
+            if _GONE.search(str(exc)):
+                raise NotThere(f"{type(exc).__name__}: {exc}") from exc
             raise TransientError(f"{type(exc).__name__}: {exc}") from exc
         except MlflowException as exc:
+            if exc.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or _GONE.search(str(exc)):
+                raise NotThere(str(exc)) from exc
             if exc.get_http_status_code() >= 500 or exc.get_http_status_code() == 429:
                 raise TransientError(str(exc)) from exc
             raise
 
 
-def _store_errors() -> tuple[type[Exception], ...]:
-    """Of a store that is a database here; services that only talk to a server need not have SQLAlchemy."""
-    try:
-        from sqlalchemy.exc import OperationalError
-    except ImportError:
-        return ()
-    return (OperationalError,)
+def _away() -> tuple[type[Exception], ...]:
+    """What a server's connection, a database or an object store raises; of the libraries that are loaded."""
+    loaded = ((sys.modules.get(module), name) for module, name in _STORE_ERRORS)
+    return (ConnectionError, *(getattr(module, name) for module, name in loaded if module is not None))
 
 
 def import_mlflow() -> Any:

@@ -9,6 +9,7 @@ registry could not be reached.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -109,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    importlib.import_module("skops.io")  # first: it looks its types up in every module that it finds loaded
     from retrain.frame import features_frame
     from retrain.registry import Registry
 

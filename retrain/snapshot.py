@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -93,6 +94,16 @@ def load_snapshot(spec: JobSpec) -> Snapshot | None:
         return None
     snapshot = Snapshot(spec.job_dir, json.loads(path.read_text()))
     return snapshot if snapshot.train_path.exists() and snapshot.holdout_path.exists() else None
+
+
+def remove_rows(spec: JobSpec) -> None:
+    """Rows and models of an ended job are in the lake and in MLflow; manifest, log and evaluation stay here."""
+    folder = spec.job_dir
+    for name in ("train.parquet", "holdout.parquet", "command_train.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    models = ("model", "model.partial", "refit", "champion", "previous", "on_trial")
+    for name in (*models, "smoke", "reference", "out", "back"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def split(rows: pl.DataFrame, spec: JobSpec) -> tuple[pl.DataFrame, pl.DataFrame] | TooLittle:

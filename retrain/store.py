@@ -183,7 +183,8 @@ class Store:
         actor: str = "job",
         error: str | None = None,
     ) -> None:
-        """One transition with its history row. Raises IllegalTransition, LostRace when the job is no longer in
+        """One transition with its history row. Without `owner` somebody else than its process decides, and takes the
+        lease from it: it must not act any more. Raises IllegalTransition, LostRace when the job is no longer in
         `from_state`, LeaseLost when `owner` is given and does not hold the lease."""
         check_transition(from_state, to_state)
         values: dict[str, Any] = {"state": to_state.value, "updated_at": now, "waiting": None, "attempt": 0}
@@ -191,6 +192,8 @@ class Store:
             values["ended_at"] = now
         if error is not None:
             values["error"] = error
+        if owner is None:
+            values |= {"lease_owner": None, "lease_until": None}
         with writing(self.engine) as connection:
             where = (jobs.c.id == job_id, jobs.c.state == from_state.value, *_held(owner))
             changed = update(jobs).where(*where).values(values).returning(jobs.c.model, jobs.c.result)

@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_and_save(request: dict[str, Any]) -> None:
+    importlib.import_module("skops.io")  # first: it looks its types up in every module that it finds loaded
     import pandas as pd  # noqa: F401 - these two count as the libraries' memory, not as the trainer's
     import polars as pl
     import sklearn.ensemble  # noqa: F401
@@ -105,7 +106,7 @@ def _run_command(request: dict[str, Any]) -> int:
         "DRIFTD_MODEL_OUT": str(model),
     }
     assert recipe.command is not None
-    done = subprocess.run(recipe.command, env=env, check=False, preexec_fn=lambda: _limit_memory(limit))
+    done = subprocess.run(recipe.command, env=env, check=False, preexec_fn=lambda: _prepare(limit))
     if done.returncode < 0:
         os.kill(os.getpid(), -done.returncode)
     if done.returncode != 0:
@@ -113,9 +114,7 @@ def _run_command(request: dict[str, Any]) -> int:
     try:
         frame = features_frame(rows.head(CHECKED_ROWS), schema)
         loaded = load_model(model)
-        if loaded.inputs is not None and set(loaded.inputs) <= set(frame.columns):
-            frame = frame[list(loaded.inputs)]
-        check_estimator(loaded.estimator, frame, schema)
+        check_estimator(loaded.estimator, loaded.wanted(frame), schema)
     except (UnusableModel, Nonsense) as exc:
         report = {"status": "nonsense", "message": str(exc)}
     except Exception as exc:  # noqa: BLE001 - the model's own code, on our rows
@@ -124,6 +123,12 @@ def _run_command(request: dict[str, Any]) -> int:
         report = {"status": "ok"}
     write_whole(Path(request["result"]), json.dumps(report))
     return 0 if report["status"] == "ok" else 1
+
+
+def _prepare(memory: int) -> None:
+    """In the command's process, before it begins."""
+    die_with_parent()
+    _limit_memory(memory)
 
 
 def _limit_memory(growth: int) -> None:

@@ -10,17 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import polars as pl
+
+from retrain import publish
+from retrain.aliases import CHAMPION
 from retrain.errors import LeaseLost
+from retrain.frame import features_frame, labels_array
 from retrain.job import Driver, Limits, utc_now
-from retrain.registry import import_mlflow
+from retrain.model_files import save_model
+from retrain.registry import MODEL_PATH, Promoted, Registry, import_mlflow
 from retrain.retry import Backoff
 from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import Store, SubmitOutcome, open_store
+from retrain.store import AliasMove, Store, SubmitOutcome, open_store
+from retrain.trainer import TrainContext
+from tests import retrain_data
+from tests.retrain_data import NOW
 
 LOGISTIC = "tests.retrain_data:trains_logistic"
 LEASE = timedelta(seconds=2)
@@ -35,6 +45,26 @@ def submit(folder: Path, wanted: JobSpec) -> Store:
     store = store_of(folder)
     assert store.submit(wanted, utc_now()).outcome is SubmitOutcome.CREATED
     return store
+
+
+def first_champion(store: Store, wanted: JobSpec, rows: pl.DataFrame) -> JobSpec:
+    """Version 1, made of rows (lake columns) here and now, is the champion of `wanted`'s model, ann says. Answers the
+    spec of its making."""
+    folder = wanted.job_dir.with_name("initial")
+    folder.mkdir(parents=True)
+    made = replace(wanted, request=replace(wanted.request, id="initial"))
+    frame, labels = features_frame(rows, wanted.schema), labels_array(rows, wanted.schema)
+    estimator = retrain_data.trains_logistic(frame, labels, TrainContext(wanted.schema, 0))
+    save_model(estimator, folder / "model", wanted.schema, frame.head(5), ())
+    registry, name = Registry(wanted.tracking_uri), wanted.registered_model
+    run_id = registry.open_run(name, "initial", {})
+    registry.log_files(run_id, folder / "model", MODEL_PATH)
+    version = publish.register(registry, run_id, made)
+    assert registry.promote(name, version, None) == Promoted("1", None)
+    store.record_alias(
+        AliasMove(wanted.request.model, CHAMPION, version, None, "initial", "ann", NOW, "the first model")
+    )
+    return made
 
 
 def drive(
@@ -101,19 +131,24 @@ def freeze_at(folder: Path, name: str, job_id: str = "job-1") -> Iterator[Frozen
 
 def _child(folder: Path, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> BaseProcess:
     _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
-    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id, fate, off))
+    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id, fate, off, dict(os.environ)))
     child.start()
     return child
 
 
-def _drive_until(folder: str, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> None:
+def _drive_until(
+    folder: str, name: str, job_id: str, fate: signal.Signals, off: timedelta, environ: dict[str, str]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environ)  # the server's are those of the first test
+
     def checkpoint(reached: str) -> None:
         if reached == name:
             os.kill(os.getpid(), fate)
 
     driver = Driver(
         store_of(Path(folder)),
-        environ=dict(os.environ),
+        environ=environ,
         stopping=threading.Event(),
         clock=lambda: utc_now() + off,
         limits=Limits(lease=LEASE),

@@ -140,7 +140,7 @@ def approve(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> N
 @REASON
 @with_config
 def reject(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
-    """Refuse a challenger that waits for approval."""
+    """Refuse a challenger that waits for approval, or is on trial."""
     from retrain import operate
     from retrain.registry import Registry
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from retrain.isolation import die_with_parent
 from retrain.trainer import SEARCH
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _search(
     budget: float,
 ) -> None:
     """The process of its own: sends one dict, with the text `ended` and, if there is something better, `parameters`."""
+    die_with_parent()
     try:
         answer.send(_halving(model, space, frame, labels, seed, candidates, budget))
     except Exception as exc:  # noqa: BLE001 - the user's estimator; its ordinary settings are the result then

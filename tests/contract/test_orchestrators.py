@@ -7,32 +7,40 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from sklearn.tree import DecisionTreeClassifier
 
 from monitor.config import from_dict
 from monitor.errors import ConfigError
-from retrain.elsewhere import Order, Phase, Refused
+from retrain.elsewhere import MOST_REFUSALS, Order, Phase, Refused
 from retrain.engine_config import OrchestratorConfig
 from retrain.errors import TransientError
-from retrain.handover import Stage, hand_over
-from retrain.orchestrator import Orchestrator
+from retrain.frame import features_frame
+from retrain.handover import Stage, hand_over, take_back
+from retrain.model_files import save_model
+from retrain.orchestrator import LISTED_AFTER, Orchestrator
 from retrain.registry import Registry
 from retrain.spec import JobSpec
 from retrain.states import JobState
+from retrain.trainer import FailureKind, Trained, TrainingFailed
 from tests.jobs import LOGISTIC, drive, kill_at, submit
 from tests.mlflow_server import MlflowServer
 from tests.orchestrators import TOKEN, Airflow, StandIn, stand_ins
-from tests.retrain_data import outcomes, spec, write
+from tests.retrain_data import BINARY, outcomes, spec, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
-ORDER = Order("driftd-fraud-challenge-0a1b2c3d4e5f", "job-1", "fraud", Stage.CHALLENGE, "run7", "http://mlflow:5000")
+ORDER = Order(
+    "driftd-fraud-challenge-0a1b2c3d4e5f", "job-1", "fraud", Stage.CHALLENGE, "run7", "http://mlflow:5000", 0.0
+)
 GOOD, BAD = {"succeeded": "succeeded"}, {"failed": "failed"}
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
@@ -108,13 +116,22 @@ def test_the_end_is_seen_good_or_bad(engine: Orchestrator, stand_in: StandIn, he
     assert stand_in.cancelled == [stand_in.submitted[0].id]
 
 
-def test_a_start_that_was_cut_off_is_found_again(engine: Orchestrator, stand_in: StandIn) -> None:
+def test_a_start_that_was_cut_off_is_found_again(engine: Orchestrator, stand_in: StandIn, tmp_path: Path) -> None:
     started = engine.start(ORDER)
     stand_in.hidden = True  # as long as a list does not show it yet
     if engine._config.find is not None and engine._config.run == "workflow_run_id":
-        other = Order(**{**{f: getattr(ORDER, f) for f in Order.__slots__}, "key": "driftd-fraud-challenge-ffff"})
+        other = replace(ORDER, key="driftd-fraud-challenge-ffff")
+        patient = engine._config.model_copy(update={"every": timedelta(seconds=30)})
+        for process in (Orchestrator(patient, spec(tmp_path)), Orchestrator(patient, spec(tmp_path))):
+            for _ in range(2):
+                with pytest.raises(TransientError, match="cannot be found yet"):
+                    process.start(other)
+            other = replace(other, asked=time.time() - 2)  # the next process knows that it may have been submitted
+        assert len(stand_in.submitted) == 2
+        late = replace(other, asked=time.time() - LISTED_AFTER * 30 - 1)
         with pytest.raises(TransientError, match="cannot be found yet"):
-            engine.start(other)
+            Orchestrator(patient, spec(tmp_path)).start(late)
+        assert len(stand_in.submitted) == 3, "by now it must have been lost"
     stand_in.hidden = False
     assert engine.start(ORDER) == started
 
@@ -189,10 +206,15 @@ def test_a_job_trains_by_an_orchestrator_and_is_killed_meanwhile(
     write(tmp_path / "outcomes", outcomes(1200))
     airflow = Trains()
     try:
-        store = submit(tmp_path, wanted(tmp_path, mlflow, airflow, trainer=LOGISTIC))
+        store = submit(tmp_path, wanted(tmp_path, mlflow, airflow, trainer=LOGISTIC, refit=True))
         for checkpoint in ("handed_over", "started_elsewhere"):
             assert kill_at(tmp_path, checkpoint)
-        assert drive(tmp_path) is JobState.WATCHED
+
+        def troubled(reached: str) -> None:
+            if reached == "started_elsewhere":
+                airflow.fails_with = [401, 404, 503]  # a token that is renewed, a list that is late
+
+        assert drive(tmp_path, checkpoint=troubled) is JobState.WATCHED
     finally:
         airflow.close()
     assert [t.about["stage"] for t in airflow.submitted] == ["challenge", "refit"]
@@ -207,6 +229,58 @@ def test_a_job_trains_by_an_orchestrator_and_is_killed_meanwhile(
     assert {p.name for p in back.iterdir()} == {"request.json", "result.json", "trainer.log", "model"}, (
         "no rows are left"
     )
+
+
+def test_a_training_that_nobody_will_speak_of_is_cancelled(
+    mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_TOKEN", TOKEN)
+    write(tmp_path / "outcomes", outcomes(300))
+    airflow = Airflow("https://airflow.internal", "running")
+
+    def locked_out(reached: str) -> None:
+        if reached == "started_elsewhere":
+            airflow.fails_with = [401] * MOST_REFUSALS
+
+    try:
+        store = submit(tmp_path, wanted(tmp_path, mlflow, airflow, trainer=LOGISTIC))
+        assert drive(tmp_path, checkpoint=locked_out) is JobState.FAILED
+    finally:
+        airflow.close()
+    assert "answer 401" in str(store.get("job-1").error)
+    assert airflow.cancelled == [airflow.submitted[0].key]
+    run = runs_of(mlflow, tmp_path)
+    left = Registry(mlflow.uri).download(run, "handover/challenge", tmp_path / "seen")
+    assert left is not None
+    assert [p.name for p in left.iterdir()] == ["request.json"], "no rows are left"
+
+
+def runs_of(mlflow: MlflowServer, folder: Path) -> str:
+    client = Registry(mlflow.uri)._client
+    (run,) = client.search_runs([client.get_experiment_by_name(folder.name).experiment_id])
+    return str(run.info.run_id)
+
+
+def test_a_trainer_that_says_it_was_stopped_has_failed(mlflow: MlflowServer, tmp_path: Path) -> None:
+    registry, made = Registry(mlflow.uri), spec(tmp_path, tracking_uri=mlflow.uri)
+    run = registry.open_run("fraud", "stopped", {})
+    (tmp_path / "result.json").write_text(json.dumps({"status": "stopped", "message": "by its own hand"}))
+    registry.log_files(run, tmp_path / "result.json", "handover/challenge")
+    found = take_back(registry, run, made, tmp_path / "rows", Stage.CHALLENGE, tmp_path, 1.0)
+    assert found == TrainingFailed(FailureKind.CRASHED, "by its own hand")
+
+
+def test_a_model_that_takes_some_columns_in_its_own_order_comes_back(mlflow: MlflowServer, tmp_path: Path) -> None:
+    registry, made, rows = Registry(mlflow.uri), spec(tmp_path, tracking_uri=mlflow.uri), outcomes(300)
+    rows.write_parquet(tmp_path / "train.parquet")
+    schema = replace(BINARY, features=(BINARY.features[2], BINARY.features[0]))
+    frame = features_frame(rows, schema)
+    model = DecisionTreeClassifier(max_depth=2).fit(frame, rows["label"].to_list())
+    save_model(model, tmp_path / "made", schema, frame.head(5), ())
+    run = registry.open_run("fraud", "columns", {})
+    registry.log_files(run, tmp_path / "made", "handover/challenge/model")
+    found = take_back(registry, run, made, tmp_path / "train.parquet", Stage.CHALLENGE, tmp_path, 1.0)
+    assert isinstance(found, Trained), found
 
 
 def test_a_trainer_that_fails_elsewhere_fails_the_job_with_its_own_words(

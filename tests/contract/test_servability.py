@@ -69,7 +69,10 @@ def test_a_model_must_answer_there_as_it_did_here(tmp_path: Path, how: str, pass
 
 @pytest.mark.parametrize(
     ("harm", "says"),
-    [(shutil.rmtree, "version 1 took its process down"), (as_pickle, "version 1 stored as pickle; nothing is unp")],
+    [
+        (shutil.rmtree, "version 1 is not in the registry any more: "),
+        (as_pickle, "version 1 stored as pickle; nothing is unp"),
+    ],
 )
 def test_files_that_are_gone_or_pickled_are_refused(tmp_path: Path, harm: Callable[[Path], None], says: str) -> None:
     wanted, stored = registered(tmp_path, Elsewhere())

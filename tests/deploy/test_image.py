@@ -99,7 +99,9 @@ def test_the_locks_of_an_image_agree() -> None:
 
 
 def test_the_locks_name_no_registry() -> None:
-    for lock in (ROOT / "deploy" / "image").glob("*.lock"):
+    locks = [*ROOT.glob("*.lock"), *ROOT.glob("deploy/image/*.lock"), *ROOT.glob("serving/container/*.lock")]
+    assert len(locks) > 5
+    for lock in locks:
         assert "://" not in lock.read_text(), lock.name
 
 

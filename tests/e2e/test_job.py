@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,8 +27,7 @@ from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.states import JobState
 from retrain.store import AliasMove, Store
-from tests.jobs import LOGISTIC, drive, kill_at, runs, store_of, submit, versions
-from tests.mlflow_server import MlflowServer
+from tests.jobs import LOGISTIC, drive, first_champion, kill_at, runs, store_of, submit, versions
 from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 
 pytestmark = pytest.mark.filterwarnings(
@@ -43,7 +41,7 @@ CHECKPOINTS = [
 
 def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    wanted = spec(tmp_path, approval="manual")
+    wanted = spec(tmp_path, approval="manual", refit=True)
     store = submit(tmp_path, wanted)
     killed = []
     for name in CHECKPOINTS:
@@ -126,9 +124,7 @@ def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path
         "max_latency_ratio": 1000.0,
         "functions": ["tests.retrain_data:few_refusals"],
     }  # fmt: skip
-    register_initial(
-        store, spec(tmp_path, id="initial", trainer=LOGISTIC), rows[:300], rows[300:500], dict(os.environ), NOW, "ann"
-    )
+    first_champion(store, spec(tmp_path), rows[:300])
     write(tmp_path / "outcomes", rows)
     submit(tmp_path, spec(tmp_path, gates={**gates, "max_size": "10B"}))
     assert drive(tmp_path) is JobState.REJECTED
@@ -149,7 +145,9 @@ def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path
 
 def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, parameters={"max_iter": 20, "learning_rate": 0.001, "search": 2}))
+    store = submit(
+        tmp_path, spec(tmp_path, refit=True, parameters={"max_iter": 20, "learning_rate": 0.001, "search": 2})
+    )
     assert drive(tmp_path) is JobState.WATCHED
     write(tmp_path / "outcomes", outcomes(300, seed=5))  # what came later is not in it
     job = store.get("job-1")
@@ -250,10 +248,7 @@ def test_a_pause_that_comes_before_the_alias_has_moved_holds_the_promotion(tmp_p
 def test_rolling_back_a_promotion_that_is_not_on_record_yet_ends_its_job(tmp_path: Path) -> None:
     rows = outcomes(1200)
     store = store_of(tmp_path)
-    environ = dict(os.environ)
-    register_initial(
-        store, spec(tmp_path, id="initial", trainer=LOGISTIC), rows[:300], rows[300:500], environ, NOW, "ann"
-    )
+    first_champion(store, spec(tmp_path), rows[:300])
     write(tmp_path / "outcomes", outcomes(1200, seed=1, flipped=True))
     wanted = spec(tmp_path, trainer=LOGISTIC)
     submit(tmp_path, wanted)
@@ -270,8 +265,8 @@ def test_rolling_back_a_promotion_that_is_not_on_record_yet_ends_its_job(tmp_pat
 def test_a_champion_that_was_moved_and_not_recorded_can_be_put_on_record(tmp_path: Path) -> None:
     rows = outcomes(600)
     store = store_of(tmp_path)
-    first = spec(tmp_path, id="initial", trainer=LOGISTIC)
-    register_initial(store, first, rows[:300], rows[300:500], dict(os.environ), NOW, "ann")
+    first = spec(tmp_path)
+    first_champion(store, first, rows[:300])
     store.record_alias(AliasMove("fraud", "champion", "2", "1", None, "job", NOW, "a job"))  # and then killed
     registry = Registry(first.tracking_uri)
     assert rollback(store, registry, "fraud", "fraud", "ann", "as it is", utc_now(), "1") == "1"
@@ -325,35 +320,6 @@ def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> Non
     assert registry.resolve_alias("fraud", "champion") == "2"
     assert registry.resolve_alias("fraud", "challenger") is None
     assert store.alias_moves("fraud") == []
-
-
-def test_a_job_waits_for_mlflow_and_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes(1200))
-    server = MlflowServer(tmp_path / "server")
-    server.start()
-    try:
-        wanted = spec(tmp_path, tracking_uri=server.uri, trainer=LOGISTIC)
-        store = submit(tmp_path, wanted)
-
-        def away(reached: str) -> None:
-            if reached == "run_opened":
-                server.stop()
-                threading.Thread(target=return_when_missed, daemon=True).start()
-
-        seen = []
-
-        def return_when_missed() -> None:
-            while not (waiting := store.get("job-1").waiting):
-                time.sleep(0.1)
-            seen.append(waiting)
-            server.start()
-
-        assert drive(tmp_path, checkpoint=away) is JobState.WATCHED
-        assert seen[0].startswith("mlflow away since")
-        assert store.get("job-1").waiting is None
-        assert versions(wanted) == ["1"]
-    finally:
-        server.stop()
 
 
 def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> None:
@@ -428,7 +394,7 @@ def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None
 
 def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes())
-    wanted = spec(tmp_path)
+    wanted = spec(tmp_path, refit=True)
     store = submit(tmp_path, wanted)
     assert drive(tmp_path) is JobState.WATCHED
     job = store.get("job-1")
@@ -444,10 +410,12 @@ def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path:
     assert not np.allclose(said, judged)  # the holdout is known by now, and it was not when it was judged
     label = (reference["label"] == BINARY.positive).to_numpy()
     assert np.mean((said - label) ** 2) < np.mean((judged - label) ** 2)
+    assert not list(wanted.job_dir.rglob("*.parquet")), "the rows of an ended job are in the lake"
+    assert not list(wanted.job_dir.rglob("*.skops")), "and its models in the registry"
 
 
 def test_without_refit_what_was_judged_is_promoted(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes())
-    store = submit(tmp_path, spec(tmp_path, refit=False))
+    store = submit(tmp_path, spec(tmp_path))
     assert drive(tmp_path) is JobState.WATCHED
     assert store.get("job-1").result["refit"] is False

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 
 import polars as pl
@@ -20,15 +21,16 @@ from deltalake import DeltaTable, write_deltalake
 
 from retrain import audit
 from retrain.audit import AuditKind
+from retrain.errors import LeaseLost, Refused
 from retrain.job import Driver, Limits, utc_now
-from retrain.operate import approve, register_initial, rollback
+from retrain.operate import approve, reject, rollback
 from retrain.registry import Registry
 from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import Store
-from tests.jobs import LOGISTIC, drive, freeze_at, kill_at, runs, store_of, submit, versions
+from tests.jobs import LOGISTIC, drive, first_champion, freeze_at, kill_at, runs, store_of, submit, versions
 from tests.mlflow_server import MlflowServer
 from tests.proxy import Proxy
 from tests.retrain_data import NOW, outcomes, spec, write
@@ -60,11 +62,10 @@ def proxy(server: MlflowServer) -> Iterator[Proxy]:
 
 def begin(folder: Path, name: str, uri: str, *, skill: float = 0.2, **config: object) -> tuple[JobSpec, Store]:
     """Version 1 is champion, and a job for a better one is recorded."""
-    settings = {"trainer": LOGISTIC, "refit": False, **config}
+    settings = {"trainer": LOGISTIC, **config}
     wanted = replace(spec(folder, tracking_uri=uri, **settings), registered_model=name)
-    first = replace(wanted, request=replace(wanted.request, id="initial"))
-    store, rows = store_of(folder), outcomes(1200)
-    assert register_initial(store, first, rows[:900], rows[900:], dict(os.environ), NOW, "ann") == "1"
+    store = store_of(folder)
+    first_champion(store, wanted, outcomes(900))
     write(folder / "outcomes", outcomes(1200, seed=1, flipped=True, skill=skill))
     submit(folder, wanted)
     return wanted, store
@@ -170,6 +171,78 @@ def test_of_two_daemons_that_start_a_job_at_once_one_drives_it(tmp_path: Path, s
     assert_promoted_once(wanted, store)
 
 
+@pytest.mark.parametrize("said", ["rejected", "rolled back"])
+def test_who_says_no_while_a_promotion_waits_for_mlflow_is_heard(
+    tmp_path: Path, server: MlflowServer, proxy: Proxy, said: str
+) -> None:
+    """The job's process lives, and comes back to a registry that answers again."""
+    wanted, store = begin(tmp_path, f"no-{said.replace(' ', '-')}", server.uri, approval="manual")
+    assert drive(tmp_path) is JobState.AWAITING_APPROVAL
+    approve(store, "job-1", "ann", utc_now())
+    rewrite(store, replace(wanted, tracking_uri=proxy.uri))
+    registry, name = Registry(server.uri), wanted.registered_model
+    ended: list[Exception] = []
+
+    def driven() -> None:
+        try:
+            drive(tmp_path, checkpoint=cut)
+        except LeaseLost as exc:
+            ended.append(exc)
+
+    def cut(reached: str) -> None:
+        if reached == "promotion_begun":
+            if said == "rolled back":  # moved, and the answer is lost
+                registry.promote(name, "2", "1")
+            proxy.cut = True
+
+    thread = threading.Thread(target=driven)
+    thread.start()
+    while not (store.get("job-1").waiting or "").startswith("mlflow away"):
+        time.sleep(0.05)
+    if said == "rejected":
+        reject(store, registry, "job-1", "bob", "I do not agree", utc_now())
+    else:
+        with pytest.raises(Refused, match="job job-1 has promoted version 2 by now: roll it back"):
+            reject(store, registry, "job-1", "bob", "I do not agree", utc_now())
+        assert rollback(store, registry, "fraud", name, "bob", "I do not agree", utc_now()) == "1"
+    proxy.cut = False
+    thread.join(60)
+    assert ended
+    assert store.get("job-1").state is JobState.REJECTED
+    assert registry.resolve_alias(name, "champion") == "1"
+    assert "2" not in [m.version for m in store.champion_moves("fraud")]
+
+
+def test_a_rollback_that_was_cut_off_is_completed_and_goes_no_further_back(
+    tmp_path: Path, server: MlflowServer
+) -> None:
+    wanted, store = begin(tmp_path, "cut-rollback", server.uri, watch_rows=100)
+    assert drive(tmp_path) is JobState.PROMOTED
+    registry, name = Registry(server.uri), wanted.registered_model
+    registry.set_alias(name, "champion", "1")  # and then the terminal was closed
+    assert rollback(store, registry, "fraud", name, "ann", "worse", utc_now()) == "1"
+    assert registry.pointers(name)[0] == {"champion": "1"}
+    assert [m.version for m in store.champion_moves("fraud")] == ["1", "2", "1"]
+    assert store.get("job-1").state is JobState.ROLLED_BACK
+
+
+@pytest.mark.parametrize("by", ["server", "store"])
+def test_a_champion_whose_files_are_gone_is_judged_by_what_it_answered(
+    tmp_path: Path, server: MlflowServer, by: str
+) -> None:
+    uri = server.uri if by == "server" else spec(tmp_path).tracking_uri
+    wanted, store = begin(tmp_path, f"gone-{by}", uri, watch_rows=100)
+    run = Registry(uri)._client.get_model_version(wanted.registered_model, "1").run_id
+    (model,) = (server.folder if by == "server" else tmp_path).glob(f"artifacts/**/{run}/artifacts/model")
+    shutil.rmtree(model)
+    assert drive(tmp_path) is JobState.PROMOTED
+    source = store.get("job-1").result["champion"]["source"]
+    assert source.startswith("as served (version 1 is not in the registry any more: ")
+    write(tmp_path / "outcomes", outcomes(200, seed=2, version="2", start=TODAY + timedelta(days=1)))
+    assert drive(tmp_path) is JobState.WATCHED  # there is nothing to go back to
+    assert store.history("job-1")[-1].detail.startswith("version 1 cannot be compared: ")
+
+
 def test_a_rollback_by_hand_overtakes_the_automatic_one(tmp_path: Path, server: MlflowServer) -> None:
     """Somebody moves the alias after the watch has looked at it, before it moves it itself."""
     wanted, store = begin(tmp_path, "overtaken", server.uri, watch_rows=100)
@@ -205,7 +278,7 @@ def vacuum(folder: Path) -> None:
 
 def test_a_lake_vacuumed_meanwhile_does_not_touch_a_job_that_has_its_rows(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, refit=False))
+    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC))
 
     def meanwhile(reached: str) -> None:
         if reached == "training":
@@ -217,7 +290,7 @@ def test_a_lake_vacuumed_meanwhile_does_not_touch_a_job_that_has_its_rows(tmp_pa
 
 def test_a_job_whose_rows_are_gone_for_good_ends_and_says_so(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    wanted = spec(tmp_path, trainer=LOGISTIC, refit=False)
+    wanted = spec(tmp_path, trainer=LOGISTIC)
     store = submit(tmp_path, wanted)
     assert kill_at(tmp_path, "evaluating")
     shutil.rmtree(wanted.job_dir)  # another machine goes on, and the lake has been cleaned
@@ -227,13 +300,13 @@ def test_a_job_whose_rows_are_gone_for_good_ends_and_says_so(tmp_path: Path) -> 
     assert step.detail.startswith("the snapshot's files are gone, and cannot be made again (lake.keep_versions_for): ")
     assert f"version 0 of {tmp_path}/outcomes" in step.detail
     assert versions(wanted) == []
-    submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC, refit=False))  # the same rows, as they lie now
+    submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))  # the same rows, as they lie now
     assert drive(tmp_path, "job-2") is JobState.WATCHED
 
 
 def test_a_challenger_that_cannot_be_loaded_from_the_registry_is_not_promoted(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    wanted = spec(tmp_path, trainer=LOGISTIC, refit=False)
+    wanted = spec(tmp_path, trainer=LOGISTIC)
     store = submit(tmp_path, wanted)
 
     def harm(reached: str) -> None:
@@ -298,18 +371,18 @@ def test_a_version_that_was_rolled_back_does_not_come_back(tmp_path: Path) -> No
     assert registry.pointers("fraud")[0] == {"champion": "1"}
 
 
-@pytest.mark.parametrize("jump", [timedelta(days=400), timedelta(days=-400)])
-def test_a_clock_that_jumps_leaves_one_outcome(tmp_path: Path, jump: timedelta) -> None:
+def test_a_clock_that_jumps_leaves_one_outcome(tmp_path: Path) -> None:
     """At every step to and fro, and killed with the wrong time in its lease."""
     wanted, store = begin(tmp_path, "fraud", spec(tmp_path).tracking_uri)
-    off = timedelta()
+    off, jumps = timedelta(), cycle([timedelta(days=400), timedelta(), timedelta(days=-400), timedelta()])
 
     def jumping(_: str) -> None:
         nonlocal off
-        off = timedelta() if off else jump
+        off = next(jumps)
 
-    assert kill_at(tmp_path, "trained", off=jump, free=False)
-    assert store.get("job-1").lease_until is not None
-    until_lease_expires(store)  # at once, or when it has lasted as long as a lease does
+    for checkpoint, jump in (("trained", timedelta(days=400)), ("model_logged", timedelta(days=-400))):
+        assert kill_at(tmp_path, checkpoint, off=jump, free=False)
+        assert store.get("job-1").lease_until is not None
+        until_lease_expires(store)  # at once, whatever it says
     assert drive(tmp_path, clock=lambda: utc_now() + off, checkpoint=jumping) is JobState.WATCHED
     assert_promoted_once(wanted, store)

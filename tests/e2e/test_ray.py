@@ -15,7 +15,7 @@ from monitor.lake import Lake, Table
 from monitor.measure.cluster import Batch, measure_on_cluster
 from monitor.measure.worker import MeasureTask, measure
 from monitor.workers import Workers
-from retrain.elsewhere import Order, Phase, Refused
+from retrain.elsewhere import Order, Phase
 from retrain.engine_config import EngineConfig, RayConfig
 from retrain.errors import TransientError as JobTrouble
 from retrain.handover import Stage
@@ -63,7 +63,7 @@ def on_ray(folder: Path, cluster: RayCluster, mlflow: MlflowServer, **config: An
 def test_a_job_trains_and_searches_on_the_cluster(cluster: RayCluster, mlflow: MlflowServer, tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
     parameters = {"max_iter": 20, "learning_rate": 0.001, "search": 2}
-    store = submit(tmp_path, on_ray(tmp_path, cluster, mlflow, parameters=parameters))
+    store = submit(tmp_path, on_ray(tmp_path, cluster, mlflow, parameters=parameters, refit=True))
     assert drive(tmp_path) is JobState.WATCHED
     job = store.get("job-1")
     assert job.result["search"]["candidates"] == 2, job.result["search"]
@@ -80,7 +80,7 @@ def test_a_job_whose_node_is_lost_is_trained_on_another(
     cluster: RayCluster, mlflow: MlflowServer, tmp_path: Path
 ) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    wanted = on_ray(tmp_path, cluster, mlflow, trainer=LOGISTIC, parameters={"sleep": 8}, refit=False)
+    wanted = on_ray(tmp_path, cluster, mlflow, trainer=LOGISTIC, parameters={"sleep": 8})
     store = submit(tmp_path, wanted)
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(drive, tmp_path)
@@ -108,7 +108,7 @@ def test_a_trainer_that_fails_there_is_not_tried_again(
 
 def test_a_job_the_cluster_cannot_run_is_told_with_its_last_words(cluster: RayCluster) -> None:
     engine = RayJobs(RayConfig.model_validate({"address": cluster.dashboard}))
-    order = Order("driftd-none", "job-1", "fraud", Stage.CHALLENGE, "no-run", "http://127.0.0.1:9")
+    order = Order("driftd-none", "job-1", "fraud", Stage.CHALLENGE, "no-run", "http://127.0.0.1:9", 0.0)
     started = engine.start(order)
     assert engine.start(order) == started
     seen = until("its end", lambda: s if (s := engine.look(order, started)).phase is not Phase.RUNNING else None)
@@ -119,11 +119,11 @@ def test_a_job_the_cluster_cannot_run_is_told_with_its_last_words(cluster: RayCl
 
 
 def test_a_cluster_that_is_away_is_waited_for(cluster: RayCluster) -> None:
-    order = Order("driftd-none", "job-1", "fraud", Stage.CHALLENGE, "no-run", "http://127.0.0.1:9")
+    order = Order("driftd-none", "job-1", "fraud", Stage.CHALLENGE, "no-run", "http://127.0.0.1:9", 0.0)
     with pytest.raises(JobTrouble, match=r"Ray at http://127.0.0.1:9: "):
         RayJobs(RayConfig.model_validate({"address": "http://127.0.0.1:9"})).start(order)
-    with pytest.raises(Refused, match="driftd-unknown"):
-        RayJobs(RayConfig.model_validate({"address": cluster.dashboard})).look(order, "driftd-unknown")
+    seen = RayJobs(RayConfig.model_validate({"address": cluster.dashboard})).look(order, "driftd-unknown")
+    assert seen.phase is Phase.LOST
 
 
 # -- measuring

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from retrain.audit import AuditKind
 from retrain.errors import Refused
 from retrain.holds import Pause, pause, resume
 from retrain.job import utc_now
-from retrain.operate import approve, register_initial, reject
+from retrain.operate import approve, reject
 from retrain.registry import Registry, import_mlflow
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import Store
 from retrain.traffic import traffic
 from retrain.trials import awaited, due
-from tests.jobs import LOGISTIC, drive, kill_at, model_tags, runs, store_of, submit, versions
-from tests.retrain_data import NOW, START, outcomes, spec, write
+from tests.jobs import LOGISTIC, drive, first_champion, kill_at, model_tags, runs, store_of, submit, versions
+from tests.retrain_data import START, outcomes, spec, write
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
@@ -44,10 +43,9 @@ def served(folder: Path, rows: pl.DataFrame) -> None:
 def begin(folder: Path, **config: Any) -> tuple[JobSpec, Store]:
     """Version 1 is the champion, of another world; a job is asked for."""
     before, store = outcomes(500, flipped=True), store_of(folder)
-    first = spec(folder, id="initial", trainer=LOGISTIC)
-    register_initial(store, first, before[:300], before[300:], dict(os.environ), NOW, "ann")
+    first_champion(store, spec(folder), before)
     served(folder, outcomes(1200))
-    wanted = spec(folder, gates={"max_latency_ratio": 1000.0}, **{"trainer": LOGISTIC, "refit": False, **config})
+    wanted = spec(folder, gates={"max_latency_ratio": 1000.0}, **{"trainer": LOGISTIC, **config})
     return wanted, submit(folder, wanted)
 
 

@@ -91,3 +91,25 @@ def test_observer_exports_states_gates_champion_and_times(store: Store, ledger: 
     observer.observe(dict.fromkeys(["fraud"], ()), NOW)
     assert value("driftd_champion_info", {"model": "fraud", "version": "2", "run": "run-2"}) is None
     assert value("driftd_champion_info", {"model": "fraud", "version": "1", "run": ""}) == 1
+
+
+def test_observer_exports_how_far_a_trial_is_until_it_is_over(store: Store, ledger: Ledger) -> None:
+    metrics = Metrics()
+    metrics.declare("1", {"fraud": []})
+    observer = Observer(ledger, store, metrics)
+
+    def told() -> list[float | None]:
+        observer.observe(dict.fromkeys(["fraud"], ()), NOW)
+        names = ("challenger_traffic_ratio", "trial_rows", "trial_rows_needed")
+        return [metrics.registry.get_sample_value(f"driftd_{name}", {"model": "fraud"}) for name in names]
+
+    run(store, ledger, *PROMOTED[:-1], JobState.SHADOW)
+    assert told() == [0, 0, 0]
+    trials: dict[str, object] = {"shadow": {"rows": 40, "needed": 150}}
+    store.update("r1", None, result=trials)
+    assert told() == [0, 40, 150]
+    store.advance("r1", JobState.SHADOW, JobState.CANARY, "as it went", NOW + HOUR)
+    store.update("r1", None, result=trials | {"canary": {"share": 0.25, "rows": 7, "needed": 100}})
+    assert told() == [0.25, 7, 100]
+    store.advance("r1", JobState.CANARY, JobState.REJECTED, "worse", NOW + 2 * HOUR)
+    assert told() == [0, 0, 0]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from monitor.build import _due
+from monitor.lake import Lake
 from monitor.ledger import Ledger
 from monitor.metrics import Metrics
 from monitor.supervisor import DRIVEN_ELSEWHERE, Supervisor
@@ -19,7 +23,7 @@ from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
 from retrain.states import JobState
-from retrain.store import Store, open_store
+from retrain.store import AliasMove, Store, open_store
 from tests.builders import BINARY, NOW
 
 REQUEST = RetrainRequest("r1", "fraud", TriggerKind.RULE, "rule drop fires", {}, NOW)
@@ -78,6 +82,36 @@ def test_a_job_that_another_replica_drives_is_no_failure(replica: Replica) -> No
     replica.ended(DRIVEN_ELSEWHERE)
     replica.supervisor.supervise(NOW)
     assert not replica.exits("failed")
+
+
+def test_a_job_that_ends_badly_for_days_is_started_again_now_and_then(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+    replica = Replica(store, tmp_path)
+    store.submit(SPEC, NOW)
+    store.update("r1", None, attempt=5000)
+    replica.supervisor.supervise(NOW)
+    (process,) = replica.supervisor._processes.values()
+    process.kill()
+    process.wait()
+    assert replica.supervisor._not_before["r1"] == (NOW + timedelta(minutes=5)).timestamp()
+    store.engine.dispose()
+
+
+def test_a_promotion_that_was_overtaken_is_ended_though_no_row_comes(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+    store.submit(SPEC, NOW)
+    passed = (JobState.SNAPSHOT, JobState.TRAINING, JobState.EVALUATING, JobState.PROMOTED)
+    for before, after in pairwise((JobState.REQUESTED, *passed)):
+        store.advance("r1", before, after, "", NOW)
+    result = {"version": "2", "compared_with": "1", "snapshot": {"holdout": {"last": NOW.isoformat()}}}
+    store.update("r1", None, result=result)
+    move = AliasMove("fraud", "champion", "2", "1", "r1", "job", NOW, "better")
+    store.record_alias(move)
+    lake = Lake(str(tmp_path / "lake"))
+    assert not _due(lake, store, store.get("r1"), NOW)
+    store.record_alias(replace(move, version="3", previous_version="2", job_id="r2"))
+    assert _due(lake, store, store.get("r1"), NOW)
+    store.engine.dispose()
 
 
 def test_a_job_that_could_only_promote_is_left_alone_while_its_model_is_paused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 from retrain.isolation import LOG_BYTES
 from retrain.model_files import UnusableModel, load_model, trusted_for
 from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
+from tests.daemons import until
 from tests.retrain_data import outcomes, spec
 
 ENVIRONMENT = dict(os.environ) | {"SECRET": "hush", "ALLOWED": "yes"}
@@ -106,6 +108,22 @@ def test_a_command_trains_and_is_told_where(tmp_path: Path) -> None:
     trained = run(tmp_path, "", command=[sys.executable, str(script)], parameters={"C": 2})
     assert isinstance(trained, Trained), trained
     assert load_model(trained.model_dir).inputs == {"amount": "number"}
+
+
+def test_a_command_ends_with_the_job_that_is_killed(tmp_path: Path) -> None:
+    pid, rows = tmp_path / "pid", tmp_path / "train.parquet"
+    script = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    recipe = spec(tmp_path, command=[sys.executable, "-c", script]).recipe
+    outcomes(300).write_parquet(rows)
+    arguments = (recipe, rows, tmp_path, dict(os.environ))
+    job = multiprocessing.get_context("spawn").Process(target=run_trainer, args=arguments)
+    job.start()
+    try:
+        running = int(until("the command", lambda: pid.exists() and pid.read_text()))
+    finally:
+        job.kill()
+        job.join()
+    until("its end", lambda: not Path(f"/proc/{running}").exists(), within=10)
 
 
 def test_a_command_that_fails_says_so_with_its_last_line(tmp_path: Path) -> None:
