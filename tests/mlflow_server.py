@@ -33,6 +33,7 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four more processes, for what driftd does not use
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 90

@@ -97,6 +97,16 @@ class RegistryContract:
         with pytest.raises(UnusableModel):
             registry.fetch_model("fraud-bare", version, tmp_path)
 
+    def test_a_version_that_is_not_there_any_more_cannot_be_used(
+        self, registry: Registry, model_dir: Path, tmp_path: Path
+    ) -> None:
+        name, run = "fraud-gone", self.logged(registry, model_dir, "gone")
+        version = registry.register(name, run, {})
+        registry.delete_files(run, module.MODEL_PATH)
+        for asked in (version, "99"):
+            with pytest.raises(UnusableModel, match="is not in the registry any more: "):
+                registry.fetch_model(name, asked, tmp_path / asked)
+
 
 class TestLocalStore(RegistryContract):
     @pytest.fixture(scope="class")

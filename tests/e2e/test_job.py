@@ -86,21 +86,6 @@ def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone(tmp_path: Path
     assert len(runs(wanted)) == 1
 
 
-def test_the_report_of_the_window_that_caused_it_is_in_the_run(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes(1200))
-    reports = tmp_path / "reports"
-    reports.mkdir()
-    for name in ("1-20260201T100000.html", "1-20260201T110000.html", "2-20260201T120000.html", ".1-unfinished.tmp"):
-        (reports / name).write_text(name)
-    wanted = spec(tmp_path)
-    wanted = replace(wanted, reports=str(reports), request=replace(wanted.request, evidence={"version": "1"}))
-    submit(tmp_path, wanted)
-    drive(tmp_path)
-    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
-    [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "evidently")] == ["evidently/1-20260201T110000.html"]
-
-
 def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200, skill=1.0))
     wanted = spec(tmp_path, trainer=LOGISTIC)
@@ -186,16 +171,14 @@ def test_a_job_whose_rows_are_gone_says_so(tmp_path: Path) -> None:
         reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
 
 
-@pytest.mark.parametrize(("close_call", "state"), [(1.0, JobState.WATCHED), (900.0, JobState.AWAITING_APPROVAL)])
-def test_a_person_is_asked_about_close_calls_only(tmp_path: Path, close_call: float, state: JobState) -> None:
+def test_a_person_is_asked_about_a_close_call(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=close_call))
-    assert drive(tmp_path) is state
-    if state is JobState.AWAITING_APPROVAL:
-        assert "standard errors, 900 would be clear" in store.history("job-1")[-1].detail
-        approve(store, "job-1", "ann", utc_now(), "seen the numbers")
-        assert drive(tmp_path) is JobState.WATCHED
-        assert [s.detail for s in store.history("job-1") if s.actor == "ann"] == ["approved: seen the numbers"]
+    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=900.0))
+    assert drive(tmp_path) is JobState.AWAITING_APPROVAL
+    assert "standard errors, 900 would be clear" in store.history("job-1")[-1].detail
+    approve(store, "job-1", "ann", utc_now(), "seen the numbers")
+    assert drive(tmp_path) is JobState.WATCHED
+    assert [s.detail for s in store.history("job-1") if s.actor == "ann"] == ["approved: seen the numbers"]
 
 
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
@@ -414,8 +397,18 @@ def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path:
     assert not list(wanted.job_dir.rglob("*.skops")), "and its models in the registry"
 
 
-def test_without_refit_what_was_judged_is_promoted(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes())
-    store = submit(tmp_path, spec(tmp_path))
+def test_what_was_judged_is_promoted_and_its_run_tells_what_caused_it(tmp_path: Path) -> None:
+    """Without a refit; nobody is asked about a clear case."""
+    write(tmp_path / "outcomes", outcomes(1200))
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    for name in ("1-20260201T100000.html", "1-20260201T110000.html", "2-20260201T120000.html", ".1-unfinished.tmp"):
+        (reports / name).write_text(name)
+    wanted = spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=1.0)
+    wanted = replace(wanted, reports=str(reports), request=replace(wanted.request, evidence={"version": "1"}))
+    store = submit(tmp_path, wanted)
     assert drive(tmp_path) is JobState.WATCHED
     assert store.get("job-1").result["refit"] is False
+    client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
+    [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "evidently")] == ["evidently/1-20260201T110000.html"]

@@ -250,7 +250,7 @@ class ModelPage {
   drawAudit() {
     const { entries, more, open } = this.audit;
     const rows = entries.map((e) => h("tr", {}, h("td", { class: "number" }, String(e.number)), h("td", { class: "tight" }, clock(e.at)), h("td", {}, e.kind.replaceAll("_", " ")), h("td", {}, e.actor), h("td", {}, e.subject), h("td", { class: "soft" }, e.detail)));
-    const details = h("details", { class: "job", open, ontoggle: () => this.toggleAudit(details.open) },
+    const details = h("details", { class: "fold", open, ontoggle: () => this.toggleAudit(details.open) },
       h("summary", {}, "Every decision and every action, from the audit log"),
       h("div", { class: "inside" },
         rows.length ? plain(["#entry", "at", "kind", "by", "about", ""], rows) : "",
