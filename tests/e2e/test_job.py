@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from sqlalchemy import Engine
 
 from monitor.supervisor import job_history
@@ -75,15 +76,19 @@ def test_a_job_killed_after_every_step_ends_as_one_version_and_one_outcome(tmp_p
     )
 
 
-def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone(tmp_path: Path) -> None:
+def test_a_job_goes_on_where_the_files_of_the_one_before_are_gone_and_asks_about_a_close_call(tmp_path: Path) -> None:
     write(tmp_path / "outcomes", outcomes(1200))
-    wanted = spec(tmp_path, approval="manual")
+    wanted = spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=900.0)
     store = submit(tmp_path, wanted)
     assert kill_at(tmp_path, "run_opened")
     assert store.get("job-1").state is JobState.EVALUATING
     shutil.rmtree(wanted.job_dir)  # as on another replica, which has its own state folder
     assert drive(tmp_path) is JobState.AWAITING_APPROVAL
     assert len(runs(wanted)) == 1
+    assert "standard errors, 900 would be clear" in store.history("job-1")[-1].detail
+    approve(store, "job-1", "ann", utc_now(), "seen the numbers")
+    assert drive(tmp_path) is JobState.WATCHED
+    assert [s.detail for s in store.history("job-1") if s.actor == "ann"] == ["approved: seen the numbers"]
 
 
 def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_path: Path) -> None:
@@ -159,26 +164,10 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
         "code", "metrics", "predictions"
     }  # fmt: skip
     assert "roc_auc" in next(c.detail for c in changed.results if c.what == "metrics")
-
-
-def test_a_job_whose_rows_are_gone_says_so(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC))
-    assert drive(tmp_path) is JobState.WATCHED
     for file in (tmp_path / "outcomes").rglob("*.parquet"):
         file.unlink()  # as vacuum does
     with pytest.raises(Refused, match=r"version 0 of .*outcomes cannot be read; is it older than"):
-        reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
-
-
-def test_a_person_is_asked_about_a_close_call(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=900.0))
-    assert drive(tmp_path) is JobState.AWAITING_APPROVAL
-    assert "standard errors, 900 would be clear" in store.history("job-1")[-1].detail
-    approve(store, "job-1", "ann", utc_now(), "seen the numbers")
-    assert drive(tmp_path) is JobState.WATCHED
-    assert [s.detail for s in store.history("job-1") if s.actor == "ann"] == ["approved: seen the numbers"]
+        reproduce(job, tmp_path / "gone", dict(os.environ))
 
 
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
@@ -305,7 +294,7 @@ def test_a_champion_moved_by_hand_meanwhile_is_left_alone(tmp_path: Path) -> Non
     assert store.alias_moves("fraud") == []
 
 
-def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> None:
+def test_a_new_champion_that_turns_out_worse_is_rolled_back_and_does_not_come_back(tmp_path: Path) -> None:
     first = spec(tmp_path, id="initial", trainer=LOGISTIC)
     store = store_of(tmp_path)
     rows = outcomes(1200)
@@ -323,6 +312,14 @@ def test_a_new_champion_that_turns_out_worse_is_rolled_back(tmp_path: Path) -> N
     assert registry.resolve_alias("fraud", "champion") == "1"
     assert [m.version for m in store.champion_moves("fraud")] == ["1", "2", "1"]
     assert job_history(store, "fraud", NOW).unsuccessful(None) == 1
+    submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))
+    assert drive(tmp_path, "job-2") is JobState.REJECTED  # the rows that came since speak against the like of version 2
+    assert store.history("job-2")[-1].detail.startswith("quality: ")
+    DeltaTable(str(tmp_path / "outcomes")).restore(0)  # the very rows that made version 2
+    submit(tmp_path, spec(tmp_path, id="job-3", trainer=LOGISTIC, watch_rows=300))
+    assert drive(tmp_path, "job-3") is JobState.REJECTED
+    assert store.history("job-3")[-1].detail == "already trained as job job-1: same rows, code and config"
+    assert registry.pointers("fraud")[0] == {"champion": "1"}
     with pytest.raises(Refused, match=r"version 7 is no earlier champion that driftd knows of; these are: 2$"):
         rollback(store, registry, "fraud", "fraud", "ann", "a slip", NOW, "7")
     with pytest.raises(Refused, match="there is no previous champion"):
@@ -361,7 +358,7 @@ def test_rows_that_are_not_fit_to_learn_from_stop_the_job_with_a_report(tmp_path
     [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"validation.md", "manifest.json"}
     submit(tmp_path, spec(tmp_path, id="job-2", trainer=LOGISTIC))  # the range was wrong, the rows were not
-    assert drive(tmp_path, "job-2") is JobState.WATCHED
+    assert kill_at(tmp_path, "training", "job-2")
 
 
 def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None:
@@ -398,17 +395,19 @@ def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path:
 
 
 def test_what_was_judged_is_promoted_and_its_run_tells_what_caused_it(tmp_path: Path) -> None:
-    """Without a refit; nobody is asked about a clear case."""
+    """Without a refit; nobody is asked about a clear case, and a first model has nothing to be tried beside."""
     write(tmp_path / "outcomes", outcomes(1200))
     reports = tmp_path / "reports"
     reports.mkdir()
     for name in ("1-20260201T100000.html", "1-20260201T110000.html", "2-20260201T120000.html", ".1-unfinished.tmp"):
         (reports / name).write_text(name)
-    wanted = spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=1.0)
+    trials = {"shadow": {"rows": 150}, "canary": {"steps": [0.1, 0.5], "rows": 100}}
+    wanted = spec(tmp_path, trainer=LOGISTIC, approval="close_calls", close_call=1.0, **trials)
     wanted = replace(wanted, reports=str(reports), request=replace(wanted.request, evidence={"version": "1"}))
     store = submit(tmp_path, wanted)
     assert drive(tmp_path) is JobState.WATCHED
     assert store.get("job-1").result["refit"] is False
+    assert not {"shadow", "canary"} & set(store.get("job-1").result)
     client = import_mlflow().MlflowClient(wanted.tracking_uri, wanted.tracking_uri)
     [run] = client.search_runs([client.get_experiment_by_name("fraud").experiment_id])
     assert [f.path for f in client.list_artifacts(run.info.run_id, "evidently")] == ["evidently/1-20260201T110000.html"]

@@ -342,24 +342,6 @@ def corrected(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(label=other, label_ts=pl.col("label_ts") + timedelta(hours=5))
 
 
-def test_a_version_that_was_rolled_back_does_not_come_back(tmp_path: Path) -> None:
-    wanted, store = begin(tmp_path, "fraud", spec(tmp_path).tracking_uri, watch_rows=200)
-    assert drive(tmp_path) is JobState.PROMOTED
-    served = outcomes(400, seed=2, version="2", start=TODAY + timedelta(days=1))
-    write(tmp_path / "outcomes", served)
-    assert drive(tmp_path) is JobState.ROLLED_BACK
-    later = replace(wanted, request=replace(wanted.request, id="job-2"))
-    submit(tmp_path, later)
-    assert drive(tmp_path, "job-2") is JobState.REJECTED  # what it was trained on says the same, what came since not
-    assert store.history("job-2")[-1].detail.startswith("quality: ")
-    DeltaTable(str(tmp_path / "outcomes")).restore(0)  # the very rows that made version 2
-    submit(tmp_path, replace(later, request=replace(later.request, id="job-3")))
-    assert drive(tmp_path, "job-3") is JobState.REJECTED
-    assert store.history("job-3")[-1].detail == "already trained as job job-1: same rows, code and config"
-    registry = Registry(wanted.tracking_uri)
-    assert registry.pointers("fraud")[0] == {"champion": "1"}
-
-
 def test_a_clock_that_jumps_leaves_one_outcome(tmp_path: Path) -> None:
     """At every step to and fro, and killed with the wrong time in its lease."""
     wanted, store = begin(tmp_path, "fraud", spec(tmp_path).tracking_uri)

@@ -163,19 +163,8 @@ def test_a_person_ends_a_canary(tmp_path: Path) -> None:
         reject(store, registry, "job-1", "ann", "again", utc_now())
 
 
-def test_a_champion_that_is_moved_ends_the_trial(tmp_path: Path) -> None:
-    wanted, store = begin(tmp_path, canary=CANARY)
-    assert drive(tmp_path) is JobState.CANARY
-    Registry(wanted.tracking_uri).set_alias("fraud", "champion", "2")  # by hand
-    assert drive(tmp_path) is JobState.REJECTED
-    assert "the champion was moved meanwhile: compared with version 1, now it is 2" in (
-        store.history("job-1")[-1].detail
-    )
-    assert model_tags(wanted).get(TAG) is None
-
-
-def test_while_a_model_is_paused_its_canary_takes_no_further_step(tmp_path: Path) -> None:
-    _, store = begin(tmp_path, canary=CANARY)
+def test_a_canary_takes_no_step_under_a_pause_and_ends_when_the_champion_is_moved(tmp_path: Path) -> None:
+    made, store = begin(tmp_path, canary=CANARY)
     pause(store.engine, Pause("fraud", utc_now(), None, "ann", "a fair"))
     assert drive(tmp_path) is JobState.EVALUATING
     assert store.get("job-1").waiting == "promotion waits: paused by ann until `driftd resume`: a fair"
@@ -198,10 +187,9 @@ def test_while_a_model_is_paused_its_canary_takes_no_further_step(tmp_path: Path
     assert wanted.after >= LATER
     assert not due(job, 9, utc_now())
     assert due(job, 10, utc_now())
-
-
-def test_a_first_model_has_nothing_to_be_tried_beside(tmp_path: Path) -> None:
-    write(tmp_path / "outcomes", outcomes(1200))
-    store = submit(tmp_path, spec(tmp_path, trainer=LOGISTIC, shadow=SHADOW, canary=CANARY))
-    assert drive(tmp_path) is JobState.WATCHED
-    assert "shadow" not in store.get("job-1").result
+    Registry(made.tracking_uri).set_alias("fraud", "champion", "2")  # by hand
+    assert drive(tmp_path) is JobState.REJECTED
+    assert "the champion was moved meanwhile: compared with version 1, now it is 2" in (
+        store.history("job-1")[-1].detail
+    )
+    assert model_tags(made).get(TAG) is None
