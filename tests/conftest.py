@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from tests.broker import Broker, free_ports, missing_tools
+from tests.mlflow_server import MlflowServer
 from tests.postgres import PostgresServer, find_programs
 
 if TYPE_CHECKING:
@@ -209,3 +210,12 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
     for process in started:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for all tests of a worker: each gives its registered model a name of its own."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()

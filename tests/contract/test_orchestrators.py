@@ -191,14 +191,6 @@ class Trains(Airflow):
         threading.Thread(target=work, daemon=True).start()
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_a_job_trains_by_an_orchestrator_and_is_killed_meanwhile(
     mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,17 +45,9 @@ ASKS_NEXT = {
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def proxy(server: MlflowServer) -> Iterator[Proxy]:
-    proxy = Proxy(server.uri)
+def proxy(mlflow: MlflowServer) -> Iterator[Proxy]:
+    proxy = Proxy(mlflow.uri)
     yield proxy
     proxy.close()
 
@@ -85,9 +77,9 @@ def assert_promoted_once(wanted: JobSpec, store: Store) -> None:
 
 
 def test_mlflow_cut_off_after_every_step_delays_the_job_and_changes_nothing(
-    tmp_path: Path, server: MlflowServer, proxy: Proxy
+    tmp_path: Path, mlflow: MlflowServer, proxy: Proxy
 ) -> None:
-    wanted, store = begin(tmp_path, "cut-off", server.uri, watch_rows=100)
+    wanted, store = begin(tmp_path, "cut-off", mlflow.uri, watch_rows=100)
     rewrite(store, replace(wanted, tracking_uri=proxy.uri))
     waited: dict[str, str] = {}
 
@@ -118,9 +110,9 @@ def test_mlflow_cut_off_after_every_step_delays_the_job_and_changes_nothing(
     assert store.get("job-1").waiting is None
 
 
-def test_answers_of_mlflow_that_get_lost_make_nothing_twice(tmp_path: Path, server: MlflowServer, proxy: Proxy) -> None:
+def test_answers_of_mlflow_that_get_lost_make_nothing_twice(tmp_path: Path, mlflow: MlflowServer, proxy: Proxy) -> None:
     """The server did what it was asked and the client never heard: a promotion is found again, not made again."""
-    wanted, store = begin(tmp_path, "lost", server.uri)
+    wanted, store = begin(tmp_path, "lost", mlflow.uri)
     proxy.loses = 0.15
     rewrite(store, replace(wanted, tracking_uri=proxy.uri))
     assert drive(tmp_path) is JobState.WATCHED
@@ -140,9 +132,9 @@ def rewrite(store: Store, wanted: JobSpec) -> None:
 
 @pytest.mark.parametrize("frozen_at", ["promotion_begun", "alias_moved"])
 def test_a_process_that_was_frozen_and_replaced_moves_nothing_any_more(
-    tmp_path: Path, server: MlflowServer, frozen_at: str
+    tmp_path: Path, mlflow: MlflowServer, frozen_at: str
 ) -> None:
-    wanted, store = begin(tmp_path, f"frozen-{frozen_at.replace('_', '-')}", server.uri)
+    wanted, store = begin(tmp_path, f"frozen-{frozen_at.replace('_', '-')}", mlflow.uri)
     registry = Registry(wanted.tracking_uri)
     with freeze_at(tmp_path, frozen_at) as frozen:
         until_lease_expires(store)
@@ -162,8 +154,8 @@ def until_lease_expires(store: Store) -> None:
         time.sleep(0.1)
 
 
-def test_of_two_daemons_that_start_a_job_at_once_one_drives_it(tmp_path: Path, server: MlflowServer) -> None:
-    wanted, store = begin(tmp_path, "raced", server.uri)
+def test_of_two_daemons_that_start_a_job_at_once_one_drives_it(tmp_path: Path, mlflow: MlflowServer) -> None:
+    wanted, store = begin(tmp_path, "raced", mlflow.uri)
     command = [sys.executable, "-m", "retrain", "run", "job-1", "--control", f"sqlite:///{tmp_path}/control.db"]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     codes = [process.wait(120) for process in both]
@@ -173,14 +165,14 @@ def test_of_two_daemons_that_start_a_job_at_once_one_drives_it(tmp_path: Path, s
 
 @pytest.mark.parametrize("said", ["rejected", "rolled back"])
 def test_who_says_no_while_a_promotion_waits_for_mlflow_is_heard(
-    tmp_path: Path, server: MlflowServer, proxy: Proxy, said: str
+    tmp_path: Path, mlflow: MlflowServer, proxy: Proxy, said: str
 ) -> None:
     """The job's process lives, and comes back to a registry that answers again."""
-    wanted, store = begin(tmp_path, f"no-{said.replace(' ', '-')}", server.uri, approval="manual")
+    wanted, store = begin(tmp_path, f"no-{said.replace(' ', '-')}", mlflow.uri, approval="manual")
     assert drive(tmp_path) is JobState.AWAITING_APPROVAL
     approve(store, "job-1", "ann", utc_now())
     rewrite(store, replace(wanted, tracking_uri=proxy.uri))
-    registry, name = Registry(server.uri), wanted.registered_model
+    registry, name = Registry(mlflow.uri), wanted.registered_model
     ended: list[Exception] = []
 
     def driven() -> None:
@@ -214,11 +206,11 @@ def test_who_says_no_while_a_promotion_waits_for_mlflow_is_heard(
 
 
 def test_a_rollback_that_was_cut_off_is_completed_and_goes_no_further_back(
-    tmp_path: Path, server: MlflowServer
+    tmp_path: Path, mlflow: MlflowServer
 ) -> None:
-    wanted, store = begin(tmp_path, "cut-rollback", server.uri, watch_rows=100)
+    wanted, store = begin(tmp_path, "cut-rollback", mlflow.uri, watch_rows=100)
     assert drive(tmp_path) is JobState.PROMOTED
-    registry, name = Registry(server.uri), wanted.registered_model
+    registry, name = Registry(mlflow.uri), wanted.registered_model
     registry.set_alias(name, "champion", "1")  # and then the terminal was closed
     assert rollback(store, registry, "fraud", name, "ann", "worse", utc_now()) == "1"
     assert registry.pointers(name)[0] == {"champion": "1"}
@@ -226,10 +218,10 @@ def test_a_rollback_that_was_cut_off_is_completed_and_goes_no_further_back(
     assert store.get("job-1").state is JobState.ROLLED_BACK
 
 
-def test_a_champion_whose_files_are_gone_is_judged_by_what_it_answered(tmp_path: Path, server: MlflowServer) -> None:
-    wanted, store = begin(tmp_path, "gone", server.uri, watch_rows=100)
-    run = Registry(server.uri)._client.get_model_version(wanted.registered_model, "1").run_id
-    (model,) = server.folder.glob(f"artifacts/**/{run}/artifacts/model")
+def test_a_champion_whose_files_are_gone_is_judged_by_what_it_answered(tmp_path: Path, mlflow: MlflowServer) -> None:
+    wanted, store = begin(tmp_path, "gone", mlflow.uri, watch_rows=100)
+    run = Registry(mlflow.uri)._client.get_model_version(wanted.registered_model, "1").run_id
+    (model,) = mlflow.folder.glob(f"artifacts/**/{run}/artifacts/model")
     shutil.rmtree(model)
     assert drive(tmp_path) is JobState.PROMOTED
     source = store.get("job-1").result["champion"]["source"]
@@ -239,9 +231,9 @@ def test_a_champion_whose_files_are_gone_is_judged_by_what_it_answered(tmp_path:
     assert store.history("job-1")[-1].detail.startswith("version 1 cannot be compared: ")
 
 
-def test_a_rollback_by_hand_overtakes_the_automatic_one(tmp_path: Path, server: MlflowServer) -> None:
+def test_a_rollback_by_hand_overtakes_the_automatic_one(tmp_path: Path, mlflow: MlflowServer) -> None:
     """Somebody moves the alias after the watch has looked at it, before it moves it itself."""
-    wanted, store = begin(tmp_path, "overtaken", server.uri, watch_rows=100)
+    wanted, store = begin(tmp_path, "overtaken", mlflow.uri, watch_rows=100)
     assert drive(tmp_path) is JobState.PROMOTED
     write(tmp_path / "outcomes", outcomes(200, seed=2, version="2", start=TODAY + timedelta(days=1)))
     registry = Registry(wanted.tracking_uri)

@@ -43,14 +43,6 @@ def cluster() -> Iterator[RayCluster]:
     cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
-
-
 def on_ray(folder: Path, cluster: RayCluster, mlflow: MlflowServer, **config: Any) -> JobSpec:
     engine = EngineConfig.model_validate({"kind": "ray", "ray": {"address": cluster.dashboard, "every": "200ms"}})
     made = spec(folder, tracking_uri=mlflow.uri, **config)
