@@ -169,18 +169,16 @@ def _supervisor(
 
 def _due(lake: Lake, store: Store, job: Job, now: datetime) -> bool:
     """Whether there is something to do for a process of this job's; what waits for rows has them counted here."""
-    moves = store.champion_moves(job.model)
-    if job.state is JobState.PROMOTED:
-        if moves and moves[0].version != job.result["version"]:
-            return True
-        wanted = awaited(job.state, job.result)
-        return lake.count_outcomes(job.model, wanted.version, wanted.after) >= job.spec.config.watch_rows
-    if job.state not in ON_TRIAL:
+    if job.state is not JobState.PROMOTED and job.state not in ON_TRIAL:
         return True
-    if moves and moves[0].version != job.result["compared_with"]:
+    moves = store.champion_moves(job.model)
+    if moves and moves[0].version != job.result["version" if job.state is JobState.PROMOTED else "compared_with"]:
         return True
     wanted = awaited(job.state, job.result)
-    return due(job, lake.count_outcomes(job.model, wanted.version, wanted.after), now)
+    counted = lake.count_outcomes(job.model, wanted.version, wanted.after)
+    if job.state is JobState.PROMOTED:
+        return counted >= job.spec.config.watch_rows
+    return due(job, counted, now)
 
 
 def _annotator(

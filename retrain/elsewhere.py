@@ -36,8 +36,8 @@ MOST_REFUSALS = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the other side is told. `key` names this start: the same key again is the same training. `asked`: when this
-    or an earlier process has asked for it first (seconds since 1970)."""
+    """What the other side is told. `key` names this start: the same key again is the same training. `asked`: when
+    a process before this one has asked for it (seconds since 1970); None: none has."""
 
     key: str
     job: str
@@ -45,7 +45,7 @@ class Order:
     stage: Stage
     run_id: str
     tracking_uri: str
-    asked: float
+    asked: float | None
 
 
 class Phase(StrEnum):
@@ -109,10 +109,10 @@ def _train(
         _note(job, stage, known)
         job.checkpoint("handed_over")
     while True:
-        if "asked" not in known:
+        order = _order(job, stage, known, run_id)
+        if order.asked is None:
             known |= {"asked": job.clock().isoformat()}
             _note(job, stage, known)
-        order = _order(job, stage, known, run_id)
         started = known.get("id")
         try:
             if started is None:
@@ -124,8 +124,7 @@ def _train(
             ended = _wait(job, engine, order, started, datetime.fromisoformat(known["since"]))
         except Refused as exc:
             if started is not None:
-                with contextlib.suppress(TransientError, Refused):
-                    engine.cancel(order, started)
+                _cancel(engine, order, started)
             return TrainingFailed(FailureKind.CRASHED, f"{engine.name} refuses: {exc}")
         match ended.phase:
             case Phase.ENDED:
@@ -142,8 +141,7 @@ def _train(
                 told = f"{engine.name} lost it {MOST_STARTS} times: {ended.detail}"
                 return TrainingFailed(FailureKind.CRASHED, told)
             case Phase.RUNNING:  # beyond its time
-                with contextlib.suppress(TransientError, Refused):
-                    engine.cancel(order, started)
+                _cancel(engine, order, started)
                 limit = job.spec.config.time_limit
                 return TrainingFailed(FailureKind.TIMED_OUT, f"training timed out: stopped after {limit}")
             case unreachable:
@@ -169,6 +167,11 @@ def _wait(job: JobContext, engine: Engine, order: Order, started: str, since: da
             raise Stopped(engine.name)
 
 
+def _cancel(engine: Engine, order: Order, started: str) -> None:
+    with contextlib.suppress(TransientError, Refused):
+        engine.cancel(order, started)
+
+
 def _failed(engine: Engine, order: Order, started: str, detail: str) -> TrainingFailed:
     tail = ""
     with contextlib.suppress(TransientError, Refused):
@@ -184,7 +187,7 @@ def _order(job: JobContext, stage: Stage, known: Mapping[str, Any], run_id: str)
     readable = re.sub(r"[^a-z0-9]+", "-", spec.request.model.lower()).strip("-")[:30]
     digest = hashlib.sha256(f"{run_id}/{stage}/{start}".encode()).hexdigest()[:12]
     key = f"driftd-{readable}-{stage}-{digest}".replace("--", "-")
-    asked = datetime.fromisoformat(known["asked"]).timestamp()
+    asked = datetime.fromisoformat(known["asked"]).timestamp() if "asked" in known else None
     return Order(key, job.job.id, spec.request.model, stage, run_id, spec.tracking_uri, asked)
 
 

@@ -65,10 +65,8 @@ class Orchestrator:
 
     def _may_submit(self, order: Order) -> bool:
         """Not while what was submitted may only be missing from the list yet: by this process, or by one before it."""
-        last = self._submitted.get(order.key)
-        if last is None and time.time() - order.asked < 1:
-            return True
-        return time.time() - (order.asked if last is None else last) > LISTED_AFTER * self.poll_every
+        last = self._submitted.get(order.key, order.asked)
+        return last is None or time.time() - last > LISTED_AFTER * self.poll_every
 
     def look(self, order: Order, started: str) -> Seen:
         state = _at(self._config.state, self._call(self._config.status, order, started))

@@ -39,7 +39,7 @@ from tests.retrain_data import BINARY, outcomes, spec, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
 ORDER = Order(
-    "driftd-fraud-challenge-0a1b2c3d4e5f", "job-1", "fraud", Stage.CHALLENGE, "run7", "http://mlflow:5000", 0.0
+    "driftd-fraud-challenge-0a1b2c3d4e5f", "job-1", "fraud", Stage.CHALLENGE, "run7", "http://mlflow:5000", None
 )
 GOOD, BAD = {"succeeded": "succeeded"}, {"failed": "failed"}
 pytestmark = pytest.mark.filterwarnings(

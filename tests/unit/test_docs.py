@@ -45,11 +45,6 @@ def test_shipped_configuration_is_good() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_lock_files_name_no_registry() -> None:
-    for lock in ROOT.glob("requirements*.lock"):
-        assert "://" not in lock.read_text(), lock.name
-
-
 def test_audit_page_names_every_kind_of_entry() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "audit.md").read_text(), re.MULTILINE)
     assert set(AuditKind) <= set(re.findall(r"`(\w+)`", " ".join(rows)))
