@@ -155,6 +155,7 @@ def job_history(store: Store, model: str, now: datetime) -> JobHistory:
             PastJob(
                 requested_at=job.created_at,
                 stands=job.state not in UNSUCCESSFUL,
+                no_better=job.no_better,
                 gain=job.result.get("gain"),
                 follow_up=job.spec.request.trigger is TriggerKind.FOLLOW_UP,
             )

@@ -44,11 +44,12 @@ class TriggerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PastJob:
-    """A job that has ended. `stands`: it was promoted and not rolled back; `gain`: how much better than the champion it
-    was, in standard errors (None: not known)."""
+    """A job that has ended. `stands`: it was promoted and not rolled back; `no_better`: it ended with the verdict that
+    there is nothing to gain; `gain`: how much better than the champion it was, in standard errors (None: not known)."""
 
     requested_at: datetime
     stands: bool
+    no_better: bool = False
     gain: float | None = None
     follow_up: bool = False
 
@@ -78,10 +79,11 @@ class JobHistory:
     paused: str = ""
     maintenance: str = ""
 
-    def unsuccessful(self, since: datetime | None) -> int:
-        """The newest jobs in a row that left the champion as it was; only of those requested since then."""
+    def without_gain(self, since: datetime | None) -> int:
+        """Jobs since the last promotion that found nothing better; only of those requested since then. A job that ended
+        for another reason says nothing of what the next one would find."""
         jobs = takewhile(lambda j: not j.stands and (since is None or j.requested_at >= since), self.past)
-        return sum(1 for _ in jobs)
+        return sum(job.no_better for job in jobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +190,17 @@ def _against(
         return SuppressReason.DISABLED, "retrain.enabled is false"
     if cause.version and history.champion and cause.version != history.champion:
         return SuppressReason.SUPERSEDED, f"version {history.champion} has replaced version {cause.version}"
-    unsuccessful, since_last = history.unsuccessful(cause.since), _since_last(policy, history, now)
+    without_gain, since_last = history.without_gain(cause.since), _since_last(policy, history, now)
     pause = policy.pace * policy.stop_after_rejected
-    if unsuccessful >= policy.stop_after_rejected and since_last < pause - _ROUNDING:
+    if without_gain >= policy.stop_after_rejected and since_last < pause - _ROUNDING:
         return (
             SuppressReason.TOO_MANY_REJECTED,
-            f"{unsuccessful} jobs in a row ended without a promotion: look at them, then "
+            f"{without_gain} jobs in a row found nothing better: look at them, then "
             f"`driftd retrain {cause.model}`; else {_when(policy, history.requests, now, pause - since_last)}",
         )
     if history.last_ended_at and now < (until := history.last_ended_at + policy.cooldown):
         return SuppressReason.COOLDOWN, f"cooldown until {until:%Y-%m-%d %H:%M} UTC"
-    if cause.trigger is TriggerKind.RULE and unsuccessful:
+    if cause.trigger is TriggerKind.RULE and without_gain:
         wait = min(policy.pace, max(1.0, cause.windows_amiss - since_last)) - since_last
         if wait > _ROUNDING:
             when = _when(policy, history.requests, now, wait)

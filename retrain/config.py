@@ -53,8 +53,17 @@ class GatesConfig(Section):
         0.05, ge=0, description="no segment may be worse by more than this, in the metric's units"
     )
     segment_min_rows: int = Field(50, ge=1, description="segments with fewer holdout rows are not judged")
-    max_latency_ratio: float = Field(
-        3.0, gt=0, description="challenger's scoring time per row against the champion's, at most"
+    max_latency: Duration = Field(
+        parse_duration("250ms"), gt=timedelta(0), description="processor time of a request for one row, at most"
+    )
+    max_row_latency: Duration = Field(
+        parse_duration("10ms"), gt=timedelta(0), description="processor time per row of many asked at once, at most"
+    )
+    max_latency_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="times the champion's, at most; not asked where that is less than a tenth of what is allowed; "
+        "absent: never",
     )
     max_size: Size | None = Field(None, description="size of the stored model, at most")
     min_agreement: Share | None = Field(
@@ -200,8 +209,8 @@ class RetrainConfig(Section):
     stop_after_rejected: int = Field(
         5,
         ge=1,
-        description="so many jobs in a row without promotion: only people start one for `pace` times as many windows; "
-        "none of so many has clearly gained: no more follow-ups",
+        description="so many jobs in a row found nothing better: only people start one for `pace` times as many "
+        "windows; none of so many has clearly gained: no more follow-ups",
     )
     watch_rows: int = Field(
         1000, ge=0, description="labelled rows after a promotion on which it is re-examined; 0: never"

@@ -96,9 +96,7 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
     if isinstance(champion, str):
         labels = labels_array(holdout, schema)
         scores = {name: measure(name, labels, challenger.predictions, schema) for name in METRICS[schema.task]}
-        alone = Evaluation(
-            challenger.source, None, len(holdout), scores, {}, challenger.seconds_per_row, challenger.inputs
-        )
+        alone = Evaluation(challenger.source, None, len(holdout), scores, {}, challenger.latency, challenger.inputs)
         failed = GateResult("quality", False, None, gates.margin, f"the champion cannot be measured: {champion}")
         return Contest(None, alone, None, (failed,))
     champion, challenger, holdout = answered_by_both(champion, challenger, holdout)

@@ -5,8 +5,7 @@ Invariant: both sides are scored on exactly the same rows; nothing here decides 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GUESS = "constant guess"
+TIMED_ROWS = 2000
 MOST_PASSES, TIMED_FOR = 30, 0.5
+"""So often are models timed; slow ones only until that many processor seconds are over, but three times."""
 OWN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 """What a model's own code raises on rows that it does not understand."""
 USABLE_SHARE = 0.5
@@ -40,6 +41,18 @@ class Model(Protocol):
     """What scoring needs of a model: `retrain.model_files.LoadedModel`, or one built in a test."""
 
     def predictions(self, frame: pd.DataFrame, schema: ModelSchema) -> Predictions: ...
+
+    def processor_seconds(self, frame: pd.DataFrame, schema: ModelSchema) -> float:
+        """What one call of `predictions` takes, of all threads together."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Processor seconds: of a request for one row, and per row of many that are asked at once."""
+
+    request: float
+    row: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Evaluation:
     rows: int
     metrics: Mapping[str, float | None]
     segments: Mapping[str, SegmentScore]
-    seconds_per_row: float | None = None
+    latency: Latency | None = None
     inputs: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +86,7 @@ class Side:
     source: str
     version: str | None
     predictions: Predictions
-    seconds_per_row: float | None = None
+    latency: Latency | None = None
     inputs: Mapping[str, str] | None = None
     usable: Array | None = None
     model: Model | None = None
@@ -104,18 +117,30 @@ def score(
     inputs: Mapping[str, str] | None = None,
     size: int | None = None,
 ) -> Side:
-    """Predicts all rows and times it: the fastest of MOST_PASSES over at most 2,000 rows, per row; of fewer, but three,
-    when they take long. The fastest, because a busy machine only ever adds to it."""
-    frame = features_frame(rows, schema)
-    predictions = model.predictions(frame, schema)
-    sample = frame.head(2000)
-    passes: list[float] = []
-    while len(passes) < 3 or (len(passes) < MOST_PASSES and sum(passes) < TIMED_FOR):
-        start = time.perf_counter()
-        model.predictions(sample, schema)
-        passes.append(time.perf_counter() - start)
-    seconds = min(passes) / max(len(sample), 1)
-    return Side(source, version, predictions, seconds, inputs, model=model, size=size)
+    """Predicts all rows."""
+    predictions = model.predictions(features_frame(rows, schema), schema)
+    return Side(source, version, predictions, inputs=inputs, model=model, size=size)
+
+
+def timed(sides: Sequence[Side], rows: pl.DataFrame, schema: ModelSchema) -> list[Side]:
+    """The sides that have a model with their latencies: the least of several passes, because a busy machine only ever
+    adds to it; in turns, so that what slows the machine for a while slows all of them."""
+    frame = features_frame(rows.head(TIMED_ROWS), schema)
+    one = frame.head(1)
+    passes: list[list[Latency]] = [[] for _ in sides]
+    spent = 0.0
+    for n in range(MOST_PASSES if len(frame) else 0):
+        if n >= 3 and spent >= TIMED_FOR * len(sides):
+            break
+        for side, mine in zip(sides, passes, strict=True):
+            if side.model is not None:
+                alone, together = (side.model.processor_seconds(part, schema) for part in (one, frame))
+                spent += alone + together
+                mine.append(Latency(alone, together / len(frame)))
+    return [
+        replace(side, latency=Latency(min(p.request for p in mine), min(p.row for p in mine))) if mine else side
+        for side, mine in zip(sides, passes, strict=True)
+    ]
 
 
 def as_served(rows: pl.DataFrame, schema: ModelSchema, note: str = "") -> Side | None:
@@ -187,7 +212,7 @@ def evaluate(
             len(rows),
             {name: measure(name, labels, p, schema) for name in METRICS[schema.task]},
             {s: SegmentScore(len(at), measure(metric, labels[at], p[at], schema)) for s, at in masks.items()},
-            side.seconds_per_row,
+            side.latency,
             side.inputs,
         )
         for side, p in ((champion, one), (challenger, two))

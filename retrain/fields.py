@@ -19,17 +19,17 @@ SECRET_NAME = re.compile(
     r"secret|token|password|passwd|credential|account_key|service_account|sas_key|api_?key", re.IGNORECASE
 )
 """Names of settings whose value is not to be written down."""
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_UNITS = {"us": 0.000_001, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 36_500 * 86_400
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def parse_duration(value: object) -> timedelta:
-    """`"90s"`, `"1h30m"`, `"7d"` -> timedelta. Raises ValueError naming the accepted form."""
+    """`"90s"`, `"1h30m"`, `"7d"`, `"250us"` -> timedelta. Raises ValueError naming the accepted form."""
     if isinstance(value, timedelta):
         return value
-    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d|w))+", value):
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value)
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?(us|ms|s|m|h|d|w))+", value):
+        parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)", value)
         seconds = sum(float(n) * _UNITS[u] for n, u in parts)
         if seconds <= _LONGEST:
             return timedelta(seconds=seconds)
@@ -39,10 +39,10 @@ def parse_duration(value: object) -> timedelta:
 
 def format_duration(value: timedelta) -> str:
     """timedelta -> the largest-units-first spelling that `parse_duration` reads back."""
-    milliseconds = round(value.total_seconds() * 1000)
+    left = value // timedelta(microseconds=1)
     text = ""
-    for unit in ("d", "h", "m", "s", "ms"):
-        count, milliseconds = divmod(milliseconds, round(_UNITS[unit] * 1000))
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        count, left = divmod(left, round(_UNITS[unit] * 1_000_000))
         text += f"{count}{unit}" if count else ""
     return text or "0s"
 

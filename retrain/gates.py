@@ -163,18 +163,50 @@ def _differences(of: str, expected: Mapping[str, str], found: Mapping[str, str])
     return problems
 
 
+@dataclass(frozen=True, slots=True)
+class Took:
+    """How long something took the challenger and, if known, the champion, and how long it may take, in seconds."""
+
+    what: str
+    ours: float
+    theirs: float | None
+    budget: float
+
+
 def _latency(champion: Evaluation, challenger: Evaluation, config: GatesConfig) -> GateResult:
-    ours, theirs = challenger.seconds_per_row, champion.seconds_per_row
-    if theirs is None or theirs <= 0:
-        return GateResult(
-            "latency", True, None, config.max_latency_ratio, f"no time to compare with: {champion.source}"
-        )
+    ours, theirs = challenger.latency, champion.latency
     if ours is None:
-        return GateResult("latency", False, None, config.max_latency_ratio, "the challenger was not timed")
-    ratio = ours / theirs
-    passed = ratio <= config.max_latency_ratio
-    detail = f"{ours * 1e6:.3g} us per row, {ratio:.2f} times the champion's; {config.max_latency_ratio:g} is allowed"
-    return GateResult("latency", passed, ratio, config.max_latency_ratio, detail)
+        return GateResult("latency", True, None, None, "not timed")
+    request, row = (None, None) if theirs is None else (theirs.request, theirs.row)
+    took = (
+        Took("a request for one row takes", ours.request, request, config.max_latency.total_seconds()),
+        Took("a row of many takes", ours.row, row, config.max_row_latency.total_seconds()),
+    )
+    return latency_gate(took, config.max_latency_ratio)
+
+
+FLOOR = 0.1
+"""Below this share of what is allowed nobody asks how many times the champion's time it is."""
+
+
+def latency_gate(took: Sequence[Took], ratio: float | None) -> GateResult:
+    """Fast enough for what the service needs, or no slower than what it has. `value`: the largest share of what is
+    allowed. `ratio` is the most that it may be of the champion's times, None: as much as it likes."""
+    parts, failed, shares = [], [], []
+    for t in took:
+        allowed = max(t.budget, t.theirs or 0.0)
+        if ratio is not None and t.theirs is not None:
+            allowed = min(allowed, max(ratio * t.theirs, FLOOR * t.budget))
+        told = f"{t.what} {_milliseconds(t.ours)}"
+        told += f" (the champion {_milliseconds(t.theirs)})" if t.theirs is not None else ""
+        parts.append(f"{told}, allowed are {_milliseconds(allowed)}")
+        shares.append(t.ours / allowed)
+        failed += [parts[-1]] if t.ours > allowed else []
+    return GateResult("latency", not failed, max(shares), 1.0, "; ".join(failed or parts))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms"
 
 
 def in_words(value: float | None) -> str:

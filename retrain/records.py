@@ -18,6 +18,9 @@ from sqlalchemy import RowMapping
 from retrain.spec import JobSpec
 from retrain.states import JobState
 
+_QUALITY = ("quality", "segment")
+"""Gates that say how good a challenger is."""
+
 
 class SubmitOutcome(StrEnum):
     CREATED = "created"
@@ -50,6 +53,22 @@ class Job:
     approved_by: str | None
     result: Mapping[str, Any]
     error: str | None
+
+    @property
+    def no_better(self) -> bool:
+        """It ended with the verdict that its challenger is no better than the champion: all else that may end a job
+        (its latency, a person, rows that were too few, a failure) says nothing of what another one would gain."""
+        trials = [(self.result.get(name) or {}).get("gates", []) for name in ("shadow", "canary")]
+        gates = [gate for judged in (self.result.get("gates", []), *trials) for gate in judged]
+        rejected = self.state is JobState.REJECTED and any(map(found_no_better, gates))
+        return rejected or self.state is JobState.ROLLED_BACK
+
+
+def found_no_better(gate: Mapping[str, Any]) -> bool:
+    """Whether a gate (`GateResult.to_json`) is a verdict on how good the challenger is; what could not be measured is
+    none."""
+    measured = gate["interval"] if gate["name"] == "quality" else gate["value"]
+    return gate["name"] in _QUALITY and not gate["passed"] and measured is not None
 
 
 @dataclass(frozen=True, slots=True)

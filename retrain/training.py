@@ -19,7 +19,7 @@ from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.elsewhere import train_elsewhere
 from retrain.engines import engine_of
 from retrain.errors import JobFailed, RowsGone
-from retrain.evaluate import score
+from retrain.evaluate import Side, score, timed
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.handover import Stage
 from retrain.model_files import load_model, stored_bytes, trusted_for
@@ -98,6 +98,8 @@ def evaluate(job: JobContext) -> Next | None:
             lambda v: registry.fetch_model(spec.registered_model, v, rows.folder / "champion", trusted),
         ),
     )
+    if isinstance(theirs, Side):
+        theirs, ours = timed([theirs, ours], holdout, spec.schema)
     held = contest.hold_contest(spec, theirs, ours, holdout)
     passed = all(g.passed for g in held.gates)
     final = _refit(job, rows, holdout) if passed and spec.config.refit else None

@@ -18,9 +18,9 @@ import polars as pl
 from retrain import contest, publish, traffic
 from retrain.aliases import TRAFFIC_TAG
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
-from retrain.evaluate import Side, as_served, quality_metric, score
+from retrain.evaluate import Side, as_served, quality_metric, score, timed
 from retrain.frame import features_frame, labels_array
-from retrain.gates import GateResult
+from retrain.gates import GateResult, Took, latency_gate
 from retrain.model_files import LoadedModel, UnusableModel, stored_bytes, trusted_for
 from retrain.outcomes import newest_labelled, newest_prediction, open_outcomes
 from retrain.promotion import last_known_row, onward
@@ -93,6 +93,7 @@ def _shadow_gates(job: JobContext, rows: pl.DataFrame, challenger: LoadedModel) 
     ours = score(challenger, rows, spec.schema, source="challenger", inputs=challenger.inputs, size=size)
     name = f"version {result['compared_with']}"
     theirs: Side | str = as_served(rows, spec.schema, name) or f"{name}: too few rows hold its predictions"
+    (ours,) = timed([ours], rows, spec.schema)
     return contest.hold_contest(spec, theirs, ours, rows).gates
 
 
@@ -226,12 +227,13 @@ def _answered(rows: pl.DataFrame, schema: ModelSchema) -> tuple[Array, Predictio
 
 def _live_latency(job: JobContext, theirs: pl.DataFrame, ours: pl.DataFrame) -> GateResult:
     """Of the 95th percentiles that the serving side reported."""
-    limit = job.spec.config.gates.max_latency_ratio
+    gates = job.spec.config.gates
     one, two = (rows["latency_ms"].drop_nulls().quantile(0.95) for rows in (theirs, ours))
-    if one is None or two is None or one <= 0:
-        return GateResult("latency", True, None, limit, "no latencies were reported")
-    detail = f"95 % of requests within {two:.3g} ms, the champion's within {one:.3g} ms; {limit:g} times is allowed"
-    return GateResult("latency", two / one <= limit, two / one, limit, detail)
+    if two is None:
+        return GateResult("latency", True, None, None, "no latencies were reported")
+    champion = None if one is None else one / 1000
+    took = Took("95 % of requests are answered within", two / 1000, champion, gates.max_latency.total_seconds())
+    return latency_gate([took], gates.max_latency_ratio)
 
 
 # -- both

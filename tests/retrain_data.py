@@ -117,9 +117,9 @@ def spec(
     **config: Any,
 ) -> JobSpec:
     """A spec whose outcomes lie in `folder/outcomes`; MLflow in `folder/mlflow.db` unless told otherwise. One
-    training a job, without a refit, and no gate that a busy machine could close."""
+    training a job, without a refit."""
     settings = {"min_rows": 200, "holdout_min_rows": 100, "parameters": {"max_iter": 20}, "watch_rows": 0}
-    settings |= {"refit": False, **config, "gates": {"max_latency_ratio": 1000.0, **config.get("gates", {})}}
+    settings |= {"refit": False, **config}
     return JobSpec(
         request=RetrainRequest(id, "fraud", TriggerKind.RULE, "drift of amount", {"share": 0.6}, NOW),
         schema=schema,

@@ -15,8 +15,8 @@ from retrain.request import RetrainRequest
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A job that takes no time. `state`: promoted, rejected, rolled_back or noted; `detail` says why; `gain` as in
-    `PastJob`."""
+    """A job that takes no time. `state`: promoted, rejected, rolled_back or noted; `detail` says why; `gain` and
+    `no_better` as in `PastJob`."""
 
     at: datetime
     state: str
@@ -24,6 +24,7 @@ class SimulatedJob:
     version: str | None
     trained: bool = True
     gain: float | None = None
+    no_better: bool = False
     follow_up: bool = False
 
 
@@ -54,7 +55,13 @@ class SimulatedJobs:
             last_ended_at=self._jobs[-1].at if self._jobs else None,
             started_today=sum(job.at >= midnight for job in self._jobs),
             past=[
-                PastJob(job.at, job.state == "promoted", job.gain, job.follow_up)
+                PastJob(
+                    job.at,
+                    stands=job.state == "promoted",
+                    no_better=job.state == "rolled_back" or job.no_better,
+                    gain=job.gain,
+                    follow_up=job.follow_up,
+                )
                 for job in reversed(self._jobs[-LOOK_BACK:])
                 if job.state != "noted"
             ],

@@ -28,6 +28,7 @@ from retrain.gates import Reject, SmokeTest, decide
 from retrain.outcomes import columns_of
 from retrain.publish import reference_rows
 from retrain.quality import Predictions, measure
+from retrain.records import found_no_better
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.schema import Task
 from retrain.snapshot import TooLittle, split
@@ -159,7 +160,9 @@ class Serving:
             model = again
         decision = decide(held.gates, SmokeTest(True, "nothing is registered in a backtest"))
         if isinstance(decision, Reject):
-            return SimulatedJob(at, "rejected", "; ".join(decision.reasons), None, gain=held.gain)
+            no_better = any(found_no_better(g.to_json()) for g in decision.gates)
+            reasons = "; ".join(decision.reasons)
+            return SimulatedJob(at, "rejected", reasons, None, gain=held.gain, no_better=no_better)
         name = self._name()
         self.versions[name] = Version(name, model, reference_rows(holdout, ours, spec.schema))
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0
@@ -171,7 +174,6 @@ class Serving:
             champion.model, holdout, spec.schema, source=f"version {champion.name}", version=champion.name,
             inputs=champion.model.inputs,
         )  # fmt: skip
-        theirs, ours = replace(theirs, seconds_per_row=None), replace(ours, seconds_per_row=None)  # no clock in here
         return hold_contest(spec, theirs, ours, holdout)
 
     def _watch(self, at: datetime) -> None:

@@ -30,7 +30,7 @@ MODEL = {
     },
     "retrain": {
         "trainer": LOGISTIC, "parameters": {"sleep": 2}, "min_rows": 200, "holdout_min_rows": 100, "refit": False,
-        "watch_rows": 150, "approval": "manual", "gates": {"metric": "roc_auc", "max_latency_ratio": 1000.0},
+        "watch_rows": 150, "approval": "manual", "gates": {"metric": "roc_auc"},
         "shadow": {"rows": 150}, "canary": {"steps": [0.2], "rows": 100},
     },
 }  # fmt: skip

@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 
 from retrain.config import GatesConfig, RetrainConfig
 from retrain.contest import Contest, hold_contest
-from retrain.evaluate import Evaluation, SegmentScore, as_served, constant, evaluate
+from retrain.evaluate import Evaluation, Latency, SegmentScore, Side, as_served, constant, evaluate, timed
 from retrain.gates import Promote, Reject, SmokeTest, decide, judge
 from retrain.quality import METRICS, Comparison, Predictions, compare, measure
 from retrain.request import RetrainRequest, TriggerKind
@@ -23,15 +23,16 @@ from retrain.spec import JobSpec
 from tests.retrain_data import BINARY, MULTICLASS, REGRESSION, outcomes
 
 INPUTS = {"amount": "number", "kind": "category", "new": "bool"}
+QUICK, SLOWER, SLOW = Latency(1e-3, 1e-5), Latency(0.02, 1e-4), Latency(0.3, 1e-5)
 
 
 def side(
     value: float | None = 0.8,
     segments: Mapping[str, SegmentScore] | None = None,
-    seconds: float | None = 1e-5,
+    latency: Latency | None = QUICK,
     inputs: Mapping[str, str] | None = INPUTS,
 ) -> Evaluation:
-    return Evaluation("version 1", "1", 1000, {"roc_auc": value}, segments or {}, seconds, inputs)
+    return Evaluation("version 1", "1", 1000, {"roc_auc": value}, segments or {}, latency, inputs)
 
 
 def compared(low: float | None = 0.01, high: float | None = 0.05) -> Comparison:
@@ -83,7 +84,7 @@ def test_only_a_refitted_follow_up_may_renew(
     config = RetrainConfig(refit=refit, gates=GatesConfig(metric="accuracy", renew=renew, bootstrap=200))
     request = RetrainRequest("r", "fraud", trigger, "", {}, datetime(2026, 1, 1, tzinfo=UTC))
     spec = JobSpec(request, BINARY, "", "", "fraud", str(tmp_path), config)
-    served = replace(as_served(rows, BINARY), inputs=INPUTS, seconds_per_row=None)  # type: ignore[type-var]
+    served = replace(as_served(rows, BINARY), inputs=INPUTS)  # type: ignore[type-var]
     held = hold_contest(spec, served, served, rows)  # against itself: not better, not worse
     assert held.gates[0].passed is (renewed and refit and renew)
     assert held.gain == 0.0
@@ -138,11 +139,57 @@ def test_inputs_must_equal_schema_and_champion(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "expected"),
-    [(1e-5, 2.9e-5, []), (1e-5, 3.1e-5, ["latency"]), (None, 1.0, []), (1e-5, None, ["latency"])],
+    ("theirs", "ours", "ratio", "expected"),
+    [
+        (QUICK, SLOWER, None, []),  # 20 times a champion of a millisecond is still fast
+        (QUICK, SLOW, None, ["latency"]),
+        (QUICK, Latency(1e-3, 0.011), None, ["latency"]),
+        (None, SLOW, None, ["latency"]),
+        (None, SLOWER, None, []),
+        (SLOW, SLOW, None, []),  # no slower than what is served today
+        (SLOW, Latency(0.31, 1e-5), None, ["latency"]),
+        (QUICK, SLOWER, 3.0, []),  # below a tenth of what is allowed nobody asks for a ratio
+        (QUICK, Latency(0.026, 1e-5), 3.0, ["latency"]),
+        (SLOWER, Latency(0.055, 1e-4), 3.0, []),
+        (SLOWER, Latency(0.065, 1e-4), 3.0, ["latency"]),
+        (None, SLOWER, 3.0, []),
+        (SLOW, Latency(0.31, 1e-5), 3.0, ["latency"]),  # no ratio allows more than the budget
+        (QUICK, None, None, []),  # a backtest has no clock
+    ],
 )
-def test_latency_is_held_against_the_champions(theirs: float | None, ours: float | None, expected: list[str]) -> None:
-    assert failed(side(seconds=theirs), side(seconds=ours), compared()) == expected
+def test_latency_is_held_against_what_the_service_needs(
+    theirs: Latency | None, ours: Latency | None, ratio: float | None, expected: list[str]
+) -> None:
+    settings = {} if ratio is None else {"max_latency_ratio": ratio}
+    assert failed(side(latency=theirs), side(latency=ours), compared(), **settings) == expected
+
+
+def test_a_latency_says_what_was_measured_and_what_is_allowed() -> None:
+    latency = judge(side(), side(latency=SLOW), compared(), BINARY, GatesConfig.model_validate({}))[-1]
+    assert (latency.name, latency.value, latency.limit) == ("latency", pytest.approx(1.2), 1.0)
+    assert latency.detail == "a request for one row takes 300 ms (the champion 1 ms), allowed are 250 ms"
+
+
+def test_models_are_timed_in_turns_and_the_least_of_each_counts() -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Timed:
+        def __init__(self, name: str, seconds: list[float]) -> None:
+            self.name, self.seconds = name, iter(seconds)
+
+        def predictions(self, frame: Any, schema: Any) -> Predictions:
+            raise AssertionError
+
+        def processor_seconds(self, frame: Any, schema: Any) -> float:
+            asked.append((self.name, len(frame)))
+            return next(self.seconds)
+
+    rows, none = outcomes(100), Predictions(np.array([]))
+    one, two = Timed("one", [3.0, 30.0, 1.0, 20.0, 2.0, 10.0]), Timed("two", [0.5, 4.0, 0.6, 5.0, 0.7, 6.0])
+    sides = [Side("a", None, none, model=one), Side("b", None, none, model=two), Side("as served", None, none)]
+    latencies = [s.latency for s in timed(sides, rows, BINARY)]
+    assert latencies == [Latency(1.0, 0.1), Latency(0.5, 0.04), None]
+    assert asked == [("one", 1), ("one", 100), ("two", 1), ("two", 100)] * 3
 
 
 def test_a_challenger_is_promoted_only_after_its_smoke_test() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,22 +154,41 @@ def test_only_a_waiting_challenger_is_approved(store: Store, tmp_path: Path) -> 
         store.approve("job-1", "ann", NOW)
 
 
+REFUSED = [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.REJECTED]
+PROMOTED = [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED]
+WORSE = {"gates": [{"name": "quality", "passed": False, "value": -0.1, "interval": [-0.2, 0.0]}]}
+SEGMENT = {"gates": [{"name": "segment", "passed": False, "value": -0.1, "interval": None}]}
+LATE = {"gates": [{"name": "latency", "passed": False, "value": 2.0, "interval": None}]}
+UNDEFINED = {"gates": [{"name": "quality", "passed": False, "value": None, "interval": None}]}
+WORSE_LIVE = {"gates": [{**WORSE["gates"][0], "passed": True}], "canary": WORSE}
+
+
 @pytest.mark.parametrize(
     ("endings", "count"),
     [
         ([], 0),
-        ([[S.FAILED]], 1),
-        ([[S.SNAPSHOT, S.REJECTED], [S.FAILED]], 2),
-        ([[S.FAILED], [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED]], 0),
-        ([[S.FAILED], [S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED, S.ROLLED_BACK]], 2),
-        ([[S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.PROMOTED], [S.FAILED], []], 1),
+        ([([S.FAILED], {})], 0),
+        ([([S.SNAPSHOT, S.REJECTED], {})], 0),  # too few rows, or trained already
+        ([(REFUSED, {})], 0),  # by a person, or because its time was over
+        ([(REFUSED, LATE)], 0),
+        ([(REFUSED, UNDEFINED)], 0),
+        ([(REFUSED, WORSE)], 1),
+        ([(REFUSED, SEGMENT)], 1),
+        ([(REFUSED, WORSE_LIVE)], 1),
+        ([(REFUSED, WORSE), (REFUSED, LATE), ([S.FAILED], {}), (REFUSED, WORSE)], 2),
+        ([(REFUSED, WORSE), (PROMOTED, {})], 0),
+        ([(REFUSED, WORSE), ([*PROMOTED, S.ROLLED_BACK], {})], 2),
+        ([(PROMOTED, {}), (REFUSED, WORSE), ([], {})], 1),
     ],
 )
-def test_consecutive_unsuccessful_jobs(store: Store, tmp_path: Path, endings: list[list[JobState]], count: int) -> None:
-    for i, states in enumerate(endings):
+def test_only_verdicts_about_quality_say_that_there_is_nothing_to_gain(
+    store: Store, tmp_path: Path, endings: list[tuple[list[JobState], dict[str, Any]]], count: int
+) -> None:
+    for i, (states, result) in enumerate(endings):
         store.submit(named(tmp_path, f"j{i}"), NOW + i * MINUTE)
+        store.update(f"j{i}", None, result=result)
         walk(store, f"j{i}", *states, at=i)
-    assert job_history(store, "fraud", NOW).unsuccessful(None) == count
+    assert job_history(store, "fraud", NOW).without_gain(None) == count
     assert store.count_since("fraud", NOW) == len(endings)
     assert store.count_since("fraud", NOW + MINUTE) == max(len(endings) - 1, 0)
 

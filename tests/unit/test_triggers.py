@@ -34,7 +34,8 @@ POLICY = TriggerPolicy(
 )
 RULE = Cause("fraud", TriggerKind.RULE, "1/drop/2026", "rule drop fires", {"value": 0.1}, version="1")
 FREE = JobHistory()
-REJECTED, ROLLED_BACK = PastJob(NOW, stands=False), PastJob(NOW, stands=False, gain=9.0)
+REJECTED = PastJob(NOW, stands=False, no_better=True)
+ROLLED_BACK, FAILED = replace(REJECTED, gain=9.0), PastJob(NOW, stands=False)
 R = SuppressReason
 
 
@@ -50,7 +51,7 @@ R = SuppressReason
             POLICY,
             JobHistory(past=(REJECTED, ROLLED_BACK, REJECTED), requests=Requests(NOW, since_last=2)),
             R.TOO_MANY_REJECTED,
-            "3 jobs in a row ended without a promotion: look at them, then `driftd retrain fraud`; "
+            "3 jobs in a row found nothing better: look at them, then `driftd retrain fraud`; "
             "else with the window that ends 2026-03-03 07:00 UTC",
         ),
         (POLICY, JobHistory(last_ended_at=NOW - 59 * MINUTE), R.COOLDOWN, "cooldown until 2026-03-02 12:01 UTC"),
@@ -90,6 +91,7 @@ def test_every_reason_has_a_row_in_the_table_above() -> None:
         JobHistory(last_ended_at=NOW - HOUR),
         JobHistory(past=(REJECTED,), requests=Requests(since_last=1)),
         JobHistory(past=(REJECTED, ROLLED_BACK), requests=Requests(since_last=1)),
+        JobHistory(past=(FAILED,) * 5, requests=Requests(since_last=0)),  # says nothing of what there is to gain
         JobHistory(started_today=3),
         JobHistory(champion="1"),
     ],
@@ -170,8 +172,9 @@ def test_same_facts_give_the_same_answer_until_time_passes() -> None:
 
 @pytest.mark.parametrize(("since", "count"), [(None, 2), (NOW - 2 * HOUR, 2), (NOW - MINUTE, 1), (NOW + MINUTE, 0)])
 def test_failures_from_before_a_rule_fired_do_not_count(since: datetime | None, count: int) -> None:
-    past = (REJECTED, replace(REJECTED, requested_at=NOW - HOUR), PastJob(NOW - 2 * HOUR, stands=True), REJECTED)
-    assert JobHistory(past=past).unsuccessful(since) == count
+    before = replace(REJECTED, requested_at=NOW - HOUR)
+    past = (REJECTED, FAILED, before, PastJob(NOW - 2 * HOUR, stands=True), REJECTED)
+    assert JobHistory(past=past).without_gain(since) == count
 
 
 HEAD, CLEAR = PastJob(NOW, stands=True, gain=1.5), PastJob(NOW, stands=True, gain=3.0)
