@@ -154,7 +154,7 @@ class Actions:
         """Run a driftd command apart: it needs MLflow, which the daemon does not load."""
         path = self._daemon.config_path
         done = subprocess.run(
-            [sys.executable, "-m", "monitor.cli", *(["--config", str(path)] if path else []), *arguments],
+            [sys.executable, "-P", "-m", "monitor.cli", *(["--config", str(path)] if path else []), *arguments],
             capture_output=True,
             text=True,
             timeout=300,

@@ -220,6 +220,8 @@ def job_spec(loaded: LoadedConfig, request: RetrainRequest) -> JobSpec:
         engine=config.engine,
         reports=str(config.state.absolute() / "reports" / request.model),
         predictions_uri=Lake(config.lake_uri).table_uri(Table.PREDICTIONS, request.model),
+        code=str(loaded.base.absolute()),
+        scratch=config.daemon.scratch or "",
     )
 
 

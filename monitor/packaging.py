@@ -5,17 +5,21 @@ Invariant: secrets stay references; what a container could not reach is said ins
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from monitor.config import LoadedConfig
-from monitor.plan import plans
+from monitor.plan import ModelPlan, plans
 from retrain.aliases import CHAMPION
+from retrain.config import RetrainConfig
 from retrain.errors import ConfigError, Refused
 from retrain.fields import format_duration
-from retrain.model_files import UnusableModel, trusted_for
+from retrain.model_files import UnusableModel
 from retrain.registry import Registry
+from retrain.scorer import Scorers
+from retrain.spec import limits_of, trust_of
 from serving.container import write_context
 
 
@@ -28,7 +32,7 @@ def service_settings(loaded: LoadedConfig, model: str) -> dict[str, Any]:
         "registered_model": plan.registered_model,
         "tracking_uri": config.tracking_uri,
         "follow_every": format_duration(config.daemon.tick * 2),
-        "trusted": list(trusted_for(plan.retrain)),
+        "trusted": list(own_types(loaded, plan)),
         "schema": {k: v for k, v in schema.items() if k != "model" and v is not None},
     }
     if config.source.kind == "files":
@@ -60,15 +64,30 @@ def package(loaded: LoadedConfig, model: str, output: Path, version: str | None,
     code = None if plan.retrain.command is not None or trainer == "retrain" else trainer
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            registry.fetch_model(plan.registered_model, version, Path(scratch), tuple(settings["trusted"]))
+            downloaded = registry.fetch_model(plan.registered_model, version, Path(scratch) / "model")
+            with _scorers(loaded, plan) as scorers:
+                scorers.open(downloaded, plan.schema)
         except UnusableModel as exc:
             raise Refused(f"{model}: version {version} {exc}") from exc
-        downloaded = next(Path(scratch).rglob("MLmodel")).parent
         try:
-            write_context(output, settings, version, downloaded, code=code, requirements=requirements)
+            write_context(
+                output, settings, version, downloaded, code=code, beside=loaded.base, requirements=requirements
+            )
         except (FileExistsError, ModuleNotFoundError) as exc:
             raise Refused(str(exc)) from exc
     return version
+
+
+def own_types(loaded: LoadedConfig, plan: ModelPlan) -> tuple[str, ...]:
+    """What a model's trainer lets it hold besides `retrain.trusted_types`."""
+    if plan.retrain.command is not None or plan.retrain.trainer == RetrainConfig().trainer:
+        return ()
+    with _scorers(loaded, plan) as scorers:
+        return scorers.own_types()
+
+
+def _scorers(loaded: LoadedConfig, plan: ModelPlan) -> Scorers:
+    return Scorers(os.environ, trust_of(plan.retrain, str(loaded.base.absolute())), limits_of(plan.retrain))
 
 
 def _unreachable(loaded: LoadedConfig) -> list[str]:

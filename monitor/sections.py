@@ -544,6 +544,9 @@ class DaemonConfig(Section):
         None, description="SQLAlchemy URL of the control database; default: SQLite in the state folder"
     )
     measure_workers: int = Field(1, ge=1, le=32, description="processes that run Evidently")
+    scratch: str | None = Field(
+        None, description="folder in which trainings happen, apart; default: the system's for temporary files"
+    )
     report_retention: Duration = Field(parse_duration("30d"), description="HTML reports are kept this long")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless a terminal")
 

@@ -6,10 +6,12 @@ over twice is handing it over once. Jobs run in their own session, so they outli
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from monitor.metrics import Metrics
 from monitor.triggers import LOOK_BACK, JobHistory, PastJob
 from retrain.config import MaintenanceConfig
 from retrain.holds import paused, told_to_job, why_held
+from retrain.isolation import HARMLESS
 from retrain.records import lease_owner
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.spec import JobSpec
@@ -106,20 +109,25 @@ class Supervisor:
     def _start(self, job: Job, now: datetime) -> None:
         self._log_folder.mkdir(parents=True, exist_ok=True)
         path = self._log_folder / f"{job.id}.log"
+        environment = {
+            **os.environ,
+            **self._environment,
+            **told_to_job(self._maintenance(job)),
+            "DRIFTD_CONTROL": self._control_url,
+        }
         with path.open("ab") as output:
-            self._processes[job.id] = subprocess.Popen(
-                [sys.executable, "-m", "retrain", "run", job.id],
-                stdin=subprocess.DEVNULL,
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "retrain", "run", job.id, "--environment-on-stdin"],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={
-                    **os.environ,
-                    **self._environment,
-                    **told_to_job(self._maintenance(job)),
-                    "DRIFTD_CONTROL": self._control_url,
-                },
+                env={name: os.environ[name] for name in HARMLESS if name in os.environ},
             )
+        self._processes[job.id] = process
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as told:
+            told.write(json.dumps(environment).encode())
         delay = min(300.0, 5.0 * 2 ** min(job.attempt, 10))
         self._not_before[job.id] = now.timestamp() + delay
         log.info("job_started", model=job.model, job=job.id, state=job.state.value, attempt=job.attempt + 1)

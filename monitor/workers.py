@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from monitor.errors import TransientError
+from retrain.isolation import keep_to_oneself
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -81,6 +82,7 @@ def _become_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
+    keep_to_oneself()
     os.environ["DO_NOT_TRACK"] = "1"
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -1,5 +1,8 @@
 """`python -m retrain run JOB_ID --control URL`: the process of one job.
 
+The daemon hands its environment over on standard input (`--environment-on-stdin`, a JSON object): what a process is
+started with lies open to every process of its user, and a job starts trainers.
+
 Exit codes: 0 the job went as far as it can for now, 1 a bug (recorded as the job's failure, traceback on stderr),
 2 wrong usage, 3 another process drives the job. SIGTERM leaves the job where it is, to be resumed.
 """
@@ -7,6 +10,7 @@ Exit codes: 0 the job went as far as it can for now, 1 a bug (recorded as the jo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -24,14 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=os.environ.get("DRIFTD_CONTROL"),
         help="URL of the control database; better by the variable DRIFTD_CONTROL when it holds a password",
     )
+    run.add_argument("--environment-on-stdin", action="store_true", help="instead of the one it was started with")
     arguments = parser.parse_args(argv)
+    from retrain.isolation import SHORT_SPIN, keep_to_oneself
+
+    keep_to_oneself()
+    if arguments.environment_on_stdin:
+        os.environ.clear()
+        os.environ.update(json.load(sys.stdin))
+        arguments.control = arguments.control or os.environ.get("DRIFTD_CONTROL")
     if not arguments.control:
         parser.error("--control or DRIFTD_CONTROL is needed")
 
     import structlog
 
     from retrain.errors import LeaseLost, UnknownJob
-    from retrain.isolation import SHORT_SPIN
     from retrain.job import Driver
     from retrain.store import open_store
 

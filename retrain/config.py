@@ -13,7 +13,7 @@ from pydantic import Field, Strict, model_validator
 
 from retrain.cron import cron_trigger
 from retrain.engine_config import OrchestratorConfig
-from retrain.fields import Duration, Section, Share, Size, parse_duration
+from retrain.fields import Duration, Section, Share, Size, parse_duration, parse_size
 
 
 class MaintenanceConfig(Section):
@@ -65,7 +65,10 @@ class GatesConfig(Section):
         description="times the champion's, at most; not asked where that is less than a tenth of what is allowed; "
         "absent: never",
     )
-    max_size: Size | None = Field(None, description="size of the stored model, at most")
+    max_size: Size = Field(
+        parse_size("512MiB"),
+        description="size of a model, unpacked, at most; one larger than this and than 512 MiB is not opened",
+    )
     min_agreement: Share | None = Field(
         None, description="share of rows with the champion's answer, at least; regression: correlation of the answers"
     )

@@ -12,7 +12,6 @@ import polars as pl
 
 from retrain.config import GatesConfig
 from retrain.evaluate import (
-    OWN_ERRORS,
     Evaluation,
     Side,
     answered_by_both,
@@ -24,10 +23,11 @@ from retrain.evaluate import (
 )
 from retrain.frame import labels_array
 from retrain.gates import GateResult, judge
-from retrain.model_files import LoadedModel, UnusableModel
+from retrain.model_files import UnusableModel
 from retrain.quality import METRICS, Comparison, measure
 from retrain.request import TriggerKind
 from retrain.safeguards import Match, safeguards, size_gate
+from retrain.scorer import Scorer
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
 
@@ -54,8 +54,6 @@ class Contest:
 
     def of_size(self, size: int, config: GatesConfig) -> Contest:
         """The contest when a model of this size is the one that is promoted."""
-        if config.max_size is None:
-            return self
         weighed = size_gate(size, config.max_size)
         return replace(self, gates=tuple(weighed if g.name == weighed.name else g for g in self.gates))
 
@@ -70,7 +68,7 @@ def champion_side(
     snapshot: Snapshot,
     holdout: pl.DataFrame,
     version: str | None,
-    load: Callable[[str], LoadedModel],
+    load: Callable[[str], Scorer],
 ) -> Side | str:
     """The champion's predictions: by its model, else as served, else (no champion at all) a constant guess. A text
     when there is a champion and neither its model nor its recorded predictions can be used."""
@@ -80,11 +78,10 @@ def champion_side(
         return served or constant(snapshot.train(), len(holdout), schema)
     try:
         model = load(version)
-        return score(model, holdout, schema, source=f"version {version}", version=version, inputs=model.inputs)
+        source = f"version {version}"
+        return score(model, holdout, schema, source=source, version=version, inputs=model.inputs, size=model.size)
     except UnusableModel as exc:
         why = str(exc)
-    except OWN_ERRORS as exc:
-        why = f"cannot score the holdout: {type(exc).__name__}: {exc}"
     served = as_served(holdout, schema, f"version {version} {why}")
     return served or f"version {version} {why}, and too few holdout rows hold its predictions"
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from retrain import publish
@@ -21,6 +22,7 @@ from retrain.errors import LeaseLost
 from retrain.holds import maintenance_of, why_held
 from retrain.registry import Registry
 from retrain.retry import Retry
+from retrain.scorer import Scorer, Scorers
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import AliasMove, Job, Store
@@ -50,6 +52,7 @@ class JobContext:
         environ: Mapping[str, str],
         stopping: threading.Event,
         checkpoint: Callable[[str], None],
+        scorers: Scorers,
     ) -> None:
         self.store = store
         self.job = job
@@ -60,8 +63,18 @@ class JobContext:
         self.environ = environ
         self.stopping = stopping
         self.checkpoint = checkpoint
+        self.scorers = scorers
         self.registry = Registry(job.spec.tracking_uri)
         self.result: dict[str, Any] = dict(job.result)
+
+    def open_model(self, folder: Path) -> Scorer:
+        """The model in a directory. Raises UnusableModel."""
+        return self.scorers.open(folder, self.spec.schema)
+
+    def fetch_model(self, version: str, name: str) -> Scorer:
+        """A version of the registry, its files in the folder `name` of the job. Raises UnusableModel."""
+        registered, folder = self.spec.registered_model, self.spec.job_dir / name
+        return self.open_model(self.retry(MLFLOW, lambda: self.registry.fetch_model(registered, version, folder)))
 
     @property
     def storage_options(self) -> dict[str, str]:

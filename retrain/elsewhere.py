@@ -129,7 +129,7 @@ def _train(
         match ended.phase:
             case Phase.ENDED:
                 took = round((job.clock() - datetime.fromisoformat(known["since"])).total_seconds(), 1)
-                back = partial(take_back, job.registry, run_id, job.spec, rows, stage, folder, took)
+                back = partial(take_back, job.registry, job.scorers, run_id, job.spec, rows, stage, folder, took)
                 return job.retry(MLFLOW, back)
             case Phase.FAILED:
                 return _failed(engine, order, started, ended.detail)

@@ -31,14 +31,12 @@ GUESS = "constant guess"
 TIMED_ROWS = 2000
 MOST_PASSES, TIMED_FOR = 30, 0.5
 """So often are models timed; slow ones only until that many processor seconds are over, but three times."""
-OWN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
-"""What a model's own code raises on rows that it does not understand."""
 USABLE_SHARE = 0.5
 """As-served predictions stand in for the champion when at least this share of the holdout rows has them."""
 
 
 class Model(Protocol):
-    """What scoring needs of a model: `retrain.model_files.LoadedModel`, or one built in a test."""
+    """What scoring needs of a model: a `retrain.scorer.Scorer`, or one that was made right here."""
 
     def predictions(self, frame: pd.DataFrame, schema: ModelSchema) -> Predictions: ...
 

@@ -26,15 +26,14 @@ from pathlib import Path
 
 import polars as pl
 
-from retrain.estimators import CHECKED_ROWS, Nonsense, check_estimator
 from retrain.files import write_whole
-from retrain.model_files import UnusableModel, load_model, trusted_for
 from retrain.recipe import Recipe
 from retrain.registry import Registry
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
+from retrain.scorer import Scorers
 from retrain.spec import JobSpec
-from retrain.trainer import SEARCH, FailureKind, Trained, TrainingFailed
+from retrain.trainer import RESULT, SEARCH, FailureKind, Trained, TrainingFailed, why_unusable
 
 FOLDER = "handover"
 
@@ -69,7 +68,14 @@ def lake_columns(rows: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
 
 
 def take_back(
-    registry: Registry, run_id: str, spec: JobSpec, rows: Path, stage: Stage, folder: Path, seconds: float
+    registry: Registry,
+    scorers: Scorers,
+    run_id: str,
+    spec: JobSpec,
+    rows: Path,
+    stage: Stage,
+    folder: Path,
+    seconds: float,
 ) -> Trained | TrainingFailed:
     """The model into `folder/model`, as a training here leaves it. Raises TransientError."""
     scratch = folder / "back"
@@ -89,13 +95,13 @@ def take_back(
     if not (back / "model").is_dir():
         told = f"it ended well and left no model below {FOLDER}/{stage}/model of run {run_id}"
         return TrainingFailed(FailureKind.NONSENSE, told)
-    if (problem := _why_unusable(back / "model", rows, spec)) is not None:
-        return TrainingFailed(FailureKind.NONSENSE, problem)
+    if (problem := why_unusable(scorers, back / "model", rows, spec.schema)) is not None:
+        return TrainingFailed(FailureKind.NONSENSE, f"the model that came back: {problem}")
     shutil.rmtree(folder / "model", ignore_errors=True)
     (back / "model").rename(folder / "model")
     shutil.rmtree(scratch, ignore_errors=True)
     remove_handed_over(registry, run_id, stage)
-    write_whole(folder / "train_result.json", json.dumps({"status": "ok"}))
+    write_whole(folder / RESULT, json.dumps({"status": "ok"}))
     return Trained(folder / "model", seconds)
 
 
@@ -107,18 +113,3 @@ def remove_handed_over(registry: Registry, run_id: str, stage: Stage) -> None:
 def _result(back: Path) -> dict[str, str]:
     path = back / "result.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def _why_unusable(model: Path, rows: Path, spec: JobSpec) -> str | None:
-    """None for a model that can be loaded and answers some of the training rows."""
-    from retrain.frame import features_frame
-
-    try:
-        frame = features_frame(pl.read_parquet(rows).head(CHECKED_ROWS), spec.schema)
-        loaded = load_model(model, trusted_for(spec.config))
-        check_estimator(loaded.estimator, loaded.wanted(frame), spec.schema)
-    except (UnusableModel, Nonsense) as exc:
-        return f"the model that came back: {exc}"
-    except Exception as exc:  # noqa: BLE001 - the model's own code, on our rows
-        return f"the model that came back cannot score training rows: {type(exc).__name__}: {exc}"[:500]
-    return None

@@ -8,6 +8,7 @@ drives.
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from retrain.context import CONTROL, MLFLOW, JobContext, Next
 from retrain.errors import JobFailed, LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
+from retrain.scorer import Scorers
 from retrain.snapshot import remove_rows
 from retrain.states import ON_TRIAL, JobState
 from retrain.store import Store
@@ -91,22 +93,34 @@ class Driver:
 
         jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
         retry = Retry(self._limits.backoff, self._clock, self._stopping, on_waiting, jitter)
-        while True:
-            job = retry(CONTROL, lambda: self._store.get(job_id))
-            if job.state in ENDED:
-                return job.state
-            context = JobContext(
-                self._store, job, self._owner, retry, self._clock, self._environ, self._stopping, self._checkpoint
-            )
-            try:
-                if (following := self._step(context)) is None:
+        spec = retry(CONTROL, lambda: self._store.get(job_id)).spec
+        if spec.code and spec.code not in sys.path:
+            sys.path.append(spec.code)  # gates and validations of the team's; last: it replaces no module of anybody's
+        with Scorers(self._environ, spec.trust, spec.scorer_limits, self._stopping) as scorers:
+            while True:
+                job = retry(CONTROL, lambda: self._store.get(job_id))
+                if job.state in ENDED:
                     return job.state
-                self._advance(context, following)
-            except LostRace:
-                log.info("job_moved_by_other", job_id=job_id, state=job.state.value)
-            except Stopped:
-                log.info("job_stopped", job_id=job_id, state=job.state.value)
-                return job.state
+                context = JobContext(
+                    self._store,
+                    job,
+                    self._owner,
+                    retry,
+                    self._clock,
+                    self._environ,
+                    self._stopping,
+                    self._checkpoint,
+                    scorers,
+                )
+                try:
+                    if (following := self._step(context)) is None:
+                        return job.state
+                    self._advance(context, following)
+                except LostRace:
+                    log.info("job_moved_by_other", job_id=job_id, state=job.state.value)
+                except Stopped:
+                    log.info("job_stopped", job_id=job_id, state=job.state.value)
+                    return job.state
 
     def _step(self, context: JobContext) -> Next | None:
         """What follows; a bug or a broken set-up is put on record as the failure it is, then raised."""

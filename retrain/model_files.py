@@ -1,35 +1,40 @@
 """Model directories: MLflow layout, scikit-learn flavour, skops format.
 
-Invariant: nothing is ever unpickled, and which types a file may hold is decided here, not by the file: MLflow itself
-trusts the list that lies beside the model.
+Invariant: nothing is ever unpickled, and which types a file may hold is decided by `retrain.trusted_types`, not by the
+file: MLflow itself trusts the list that lies beside the model. Whatever lies in a directory, what cannot be used is an
+UnusableModel with the reason.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from pydantic import BaseModel, Json, ValidationError
 
-from retrain.config import RetrainConfig
 from retrain.quality import Predictions
 from retrain.schema import FeatureKind, ModelSchema, Task
+from retrain.trusted_types import refused
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TRUSTED = ("sklearn.", "scipy.", "functools.partial")
-"""Trusted type names, or prefixes of them when they end in a dot, besides those skops trusts itself."""
+MAX_BYTES = 512 * 2**20
+"""A model that unpacks to more is not opened, unless more is allowed."""
+_DESCRIPTION_BYTES = 2**20
 _TYPES = {FeatureKind.NUMBER: "double", FeatureKind.CATEGORY: "string", FeatureKind.BOOL: "boolean"}
 _KINDS = {"string": "category", "boolean": "bool"} | dict.fromkeys(("double", "float", "long", "integer"), "number")
 
@@ -75,26 +80,15 @@ class LoadedModel:
         return time.process_time() - started
 
 
-def trusted_of(module: ModuleType) -> tuple[str, ...]:
-    """What a trainer's model may be made of: its own top-level package, and its module's TRUSTED_TYPES."""
+def own_types(module: ModuleType) -> tuple[str, ...]:
+    """What a trainer's model may hold besides `retrain.trusted_types`: classes of its own top-level package, and what
+    its module lists in TRUSTED_TYPES."""
     package = module.__name__.partition(".")[0]
     own = () if package == __name__.partition(".")[0] else (package + ".",)
-    return (*own, *getattr(module, "TRUSTED_TYPES", ()))
+    return (*own, *map(str, getattr(module, "TRUSTED_TYPES", ())))
 
 
-def trusted_for(config: RetrainConfig) -> tuple[str, ...]:
-    """The same for a configured trainer, which is imported for it; a command's model gets no more than TRUSTED."""
-    if config.command is not None:
-        return ()
-    try:
-        return trusted_of(importlib.import_module(config.trainer.partition(":")[0]))
-    except ImportError:
-        return ()
-
-
-def save_model(
-    estimator: Any, folder: Path, schema: ModelSchema, example: pd.DataFrame, trusted: Sequence[str]
-) -> None:
+def save_model(estimator: Any, folder: Path, schema: ModelSchema, example: pd.DataFrame, own: Sequence[str]) -> None:
     """Writes the directory in one piece. Raises TypeError naming the types that may not be stored."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with warnings.catch_warnings():
@@ -104,9 +98,11 @@ def save_model(
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, Schema
 
-        types = skops.io.get_untrusted_types(data=skops.io.dumps(estimator))
-        if refused := [t for t in types if not _is_trusted(t, trusted)]:
-            raise TypeError(f"the model holds {', '.join(refused)}; list them in TRUSTED_TYPES of the trainer's module")
+        dumped = skops.io.dumps(estimator)
+        with ZipFile(io.BytesIO(dumped)) as packed:
+            wrong = refused(json.loads(packed.read("schema.json")), own)
+        if wrong:
+            raise TypeError(f"the model holds {', '.join(wrong)}; list them in TRUSTED_TYPES of the trainer's module")
         inputs = [ColSpec(_TYPES[f.kind], f.name, required=False) for f in schema.features]
         output = ColSpec("double" if schema.task is Task.REGRESSION else "string", "prediction")
         partial = folder.with_name(folder.name + ".partial")
@@ -115,7 +111,7 @@ def save_model(
             estimator,
             str(partial),
             serialization_format="skops",
-            skops_trusted_types=types,
+            skops_trusted_types=skops.io.get_untrusted_types(data=dumped),
             signature=ModelSignature(Schema(inputs), Schema([output])),
             input_example=example,
             pip_requirements=[
@@ -127,55 +123,96 @@ def save_model(
     partial.rename(folder)
 
 
-def load_model(folder: Path, trusted: Sequence[str] = ()) -> LoadedModel:
-    """Loads a directory. Raises UnusableModel when it is pickled, of another flavour, or holds other types."""
+def load_model(folder: Path, own: Sequence[str] = (), max_bytes: int = MAX_BYTES) -> LoadedModel:
+    """Loads a directory. Raises UnusableModel when it is pickled, of another flavour, larger than `max_bytes` once
+    unpacked, or holds types other than those of `retrain.trusted_types` and `own`."""
     import skops.io
+
+    description = read_description(folder)
+    path = description.skops_file(folder)
+    try:
+        with ZipFile(path) as packed:
+            if (size := sum(member.file_size for member in packed.infolist())) > max_bytes:
+                raise UnusableModel(f"unpacks to {size:,} bytes; {max_bytes:,} are allowed (gates.max_size)")
+            wrong = refused(json.loads(packed.read("schema.json")), own)
+        if wrong:
+            raise UnusableModel(f"holds types that are not trusted: {', '.join(wrong)}"[:500])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scikit-learn, about its own versions
+            estimator = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    except UnusableModel:
+        raise
+    except Exception as exc:
+        raise UnusableModel(f"cannot be loaded: {type(exc).__name__}: {exc}"[:500]) from exc
+    return LoadedModel(estimator, description.inputs)
+
+
+class Description(BaseModel):
+    """What is read of an MLmodel file; it may say more."""
+
+    class SklearnFlavour(BaseModel):
+        pickled_model: str = ""
+        serialization_format: str = "pickle"
+
+    class Signature(BaseModel):
+        inputs: Json[list[dict[str, Any]] | None] | None = None
+
+    flavors: dict[str, Any]
+    signature: Signature | None = None
+
+    @property
+    def inputs(self) -> dict[str, str] | None:
+        """Feature name -> kind, or MLflow's type where it is none; None without a signature by names."""
+        columns = self.signature.inputs if self.signature else None
+        if not columns or not all(isinstance(c.get("name"), str) and isinstance(c.get("type"), str) for c in columns):
+            return None
+        return {c["name"]: _KINDS.get(c["type"], c["type"]) for c in columns}
+
+    def skops_file(self, folder: Path) -> Path:
+        """Raises UnusableModel when that is not what the model is stored as."""
+        if "sklearn" not in self.flavors:
+            raise UnusableModel(
+                f"flavours {', '.join(self.flavors)}; only scikit-learn in skops format is loaded"[:500]
+            )
+        try:
+            flavour = Description.SklearnFlavour.model_validate(self.flavors["sklearn"])
+        except ValidationError as exc:
+            raise UnusableModel(f"no MLflow model: {_first(exc)}") from exc
+        if flavour.serialization_format != "skops":
+            raise UnusableModel(f"stored as {flavour.serialization_format}; nothing is unpickled here"[:500])
+        path = (folder / flavour.pickled_model).resolve()
+        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+            raise UnusableModel("its file is not in its directory")
+        return path
+
+
+def read_description(folder: Path) -> Description:
+    """Of a model's directory. Raises UnusableModel."""
     import yaml  # type: ignore[import-untyped]
 
+    path = folder / "MLmodel"
     try:
-        described = yaml.safe_load((folder / "MLmodel").read_text())
-        flavour = described["flavors"].get("sklearn")
-    except (OSError, KeyError, AttributeError, yaml.YAMLError) as exc:
-        raise UnusableModel(f"no MLflow model: {exc}") from exc
-    if flavour is None:
-        raise UnusableModel(f"flavours {', '.join(described['flavors'])}; only scikit-learn in skops format is loaded")
-    if flavour.get("serialization_format") != "skops":
-        raise UnusableModel(f"stored as {flavour.get('serialization_format', 'pickle')}; nothing is unpickled here")
-    path = (folder / flavour["pickled_model"]).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise UnusableModel("its file lies outside its directory")
-    try:
-        types = skops.io.get_untrusted_types(file=path)
-        refused = [t for t in types if not _is_trusted(t, trusted)]
-        estimator = None if refused else skops.io.load(path, trusted=types)
-    except Exception as exc:
-        raise UnusableModel(f"cannot be loaded: {type(exc).__name__}: {exc}") from exc
-    if refused:
-        raise UnusableModel(f"holds types that are not trusted: {', '.join(refused)}")
-    return LoadedModel(estimator, _inputs(described))
+        if path.stat().st_size > _DESCRIPTION_BYTES:
+            raise UnusableModel(f"no MLflow model: its MLmodel file is larger than {_DESCRIPTION_BYTES:,} bytes")
+        return Description.model_validate(yaml.safe_load(path.read_bytes()))
+    except ValidationError as exc:
+        raise UnusableModel(f"no MLflow model: {_first(exc)}") from exc
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise UnusableModel(f"no MLflow model: {type(exc).__name__}: {exc}"[:500]) from exc
 
 
-def _is_trusted(name: str, more: Sequence[str]) -> bool:
-    return any(name == t or (t.endswith(".") and name.startswith(t)) for t in (*TRUSTED, *more))
+def _first(exc: ValidationError) -> str:
+    error = exc.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, error['loc'])) or 'MLmodel'}: {error['msg']}"[:300]
 
 
-def stored_bytes(folder: Path) -> int:
-    """Size of a model's directory."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def signature_inputs(path: Path) -> dict[str, str] | None:
-    """Feature name -> kind, as an MLmodel file's signature has them; None without one."""
-    import yaml
-
-    return _inputs(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
-def _inputs(described: Mapping[str, Any]) -> dict[str, str] | None:
-    signature = described.get("signature")
-    if not signature or not signature.get("inputs"):
-        return None
-    columns = json.loads(signature["inputs"])
-    if not all("name" in c for c in columns):
-        return None
-    return {c["name"]: _KINDS.get(c["type"], c["type"]) for c in columns}
+def unpacked_bytes(folder: Path) -> int:
+    """Size of a model's directory with its archives unpacked, as far as they say: what it takes to load it."""
+    total = 0
+    for file in folder.rglob("*"):
+        if file.is_file():
+            size = file.stat().st_size
+            with suppress(OSError, ValueError, BadZipFile), ZipFile(file) as packed:
+                size = max(size, sum(member.file_size for member in packed.infolist()))
+            total += size
+    return total

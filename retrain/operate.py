@@ -17,8 +17,9 @@ from retrain import publish
 from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS, TRAFFIC_TAG
 from retrain.errors import LostRace, Refused
 from retrain.evaluate import score
-from retrain.model_files import load_model, trusted_for
+from retrain.model_files import UnusableModel
 from retrain.registry import Conflict, Registry
+from retrain.scorer import Scorers
 from retrain.snapshot import remove_rows, write_snapshot
 from retrain.spec import JobSpec
 from retrain.states import REFUSABLE, JobState
@@ -139,11 +140,14 @@ def register_initial(
     training fails."""
     registry = Registry(spec.tracking_uri)
     snapshot = write_snapshot(spec, train, holdout, {"delta_version": ""})
-    trained = run_trainer(spec.recipe, snapshot.train_path, spec.job_dir, environ)
+    trained = run_trainer(spec.recipe, snapshot.train_path, spec.job_dir, environ, scratch=spec.scratch)
     if isinstance(trained, TrainingFailed):
         raise Refused(trained.message)
-    model = load_model(trained.model_dir, trusted_for(spec.config))
-    side = score(model, holdout, spec.schema, source="initial")
+    with Scorers(environ, spec.trust, spec.scorer_limits) as scorers:
+        try:
+            side = score(scorers.open(trained.model_dir, spec.schema), holdout, spec.schema, source="initial")
+        except UnusableModel as exc:
+            raise Refused(f"the model {exc}") from exc
     run_id = publish.open_run(registry, spec, snapshot)
     publish.log_inputs(registry, run_id, spec, snapshot, now)
     folder = snapshot.folder

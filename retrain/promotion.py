@@ -14,8 +14,8 @@ import structlog
 
 from retrain.aliases import CHAMPION, PREVIOUS
 from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next, moved_meanwhile
-from retrain.evaluate import OWN_ERRORS, score
-from retrain.model_files import UnusableModel, trusted_for
+from retrain.evaluate import score
+from retrain.model_files import UnusableModel
 from retrain.registry import Conflict, Promoted
 from retrain.states import JobState
 from retrain.store import approval_due
@@ -128,19 +128,12 @@ def watch(job: JobContext) -> Next | None:
         job.wait(f"watching: {len(rows)} of {spec.config.watch_rows} labelled rows")
         return None
     sides = []
-    trusted = trusted_for(spec.config)
     for name, of in (("previous", previous), ("champion", version)):
-        folder = spec.job_dir / name
         try:
-            model = job.retry(
-                MLFLOW,
-                lambda of=of, folder=folder: job.registry.fetch_model(  # type: ignore[misc]
-                    spec.registered_model, of, folder, trusted
-                ),
-            )
-            sides.append(score(model, rows, spec.schema, source=name).predictions)
-        except (UnusableModel, *OWN_ERRORS) as exc:
-            return Next(JobState.WATCHED, f"version {of} cannot be compared: {type(exc).__name__}: {exc}"[:500])
+            with job.fetch_model(of, name) as model:
+                sides.append(score(model, rows, spec.schema, source=name).predictions)
+        except UnusableModel as exc:
+            return Next(JobState.WATCHED, f"version {of} cannot be compared: {exc}"[:500])
     verdict = compare_watched(spec, rows, sides[0], sides[1])
     if verdict.worse:
         job.save(rollback=verdict.detail)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import platform
 import subprocess
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ def git_commit(folder: Path | None = None) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def code_digest(config: RetrainConfig) -> str:
-    """Digest of the trainer's source file, or of every file the command names, and of the git commit."""
+def code_digest(config: RetrainConfig, code: str = "") -> str:
+    """Digest of the trainer's source file, or of every file the command names, and of the git commit. `code`: a folder
+    where the trainer's module is looked for last."""
     seen = hashlib.sha256((git_commit() or "").encode())
     if config.command is None:
-        paths = [source_of(config.trainer)]
+        paths = [source_of(config.trainer, code)]
     else:
         paths = [Path(word) for word in config.command]
         seen.update(repr(config.command).encode())
@@ -54,10 +56,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def source_of(trainer: str) -> Path | None:
-    """File of `module:function`, found without running the module itself."""
-    try:
-        found = importlib.util.find_spec(trainer.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
+def source_of(trainer: str, code: str = "") -> Path | None:
+    """File of `module:function`, found without running it or the packages that it lies in."""
+    found, name, where = None, "", [*sys.path, *([code] if code else [])]
+    for part in trainer.partition(":")[0].split("."):
+        name = f"{name}.{part}" if name else part
+        if (found := _spec_of(name, where)) is None:
+            return None
+        where = list(found.submodule_search_locations or ())
     return Path(found.origin) if found is not None and found.origin else None
+
+
+def _spec_of(name: str, where: list[str]) -> ModuleSpec | None:
+    """As importlib.util.find_spec, which would import the package that it is in."""
+    for finder in sys.meta_path:
+        if (found := finder.find_spec(name, where)) is not None:
+            return found
+    return None

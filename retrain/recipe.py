@@ -17,7 +17,8 @@ from retrain.schema import ModelSchema
 class Recipe:
     """`command`, if there is one, is run instead of `trainer`. `time_limit` in seconds, `memory_limit` in bytes.
     `environment` holds NAMES of variables that the trainer may see besides the harmless ones. `found`: what a
-    search has found before (`retrain.trainers.search`), None if there was none."""
+    search has found before (`retrain.trainers.search`), None if there was none. `code`: a folder on the job's machine
+    where modules are looked for last, "" for none."""
 
     schema: ModelSchema
     trainer: str
@@ -28,6 +29,7 @@ class Recipe:
     memory_limit: int
     environment: tuple[str, ...] = ()
     found: Mapping[str, Any] | None = None
+    code: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +42,7 @@ class Recipe:
             "memory_limit": self.memory_limit,
             "environment": list(self.environment),
             "found": None if self.found is None else dict(self.found),
+            "code": self.code,
         }
 
     @classmethod
@@ -54,4 +57,5 @@ class Recipe:
             data["memory_limit"],
             tuple(data["environment"]),
             data["found"],
+            data.get("code", ""),
         )

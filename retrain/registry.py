@@ -27,7 +27,7 @@ import structlog
 
 from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS
 from retrain.errors import TransientError
-from retrain.model_files import LoadedModel, UnusableModel, load_model, signature_inputs
+from retrain.model_files import UnusableModel, read_description
 
 log = structlog.get_logger()
 JOB_TAG, KEY_TAG = "driftd.job_id", "driftd.job_key"
@@ -245,15 +245,16 @@ class Registry:
                 client.delete_registered_model_alias(name, CHALLENGER)
             return Promoted(version, compared_with)
 
-    def fetch_model(self, name: str, version: str, folder: Path, trusted: tuple[str, ...] = ()) -> LoadedModel:
-        """Downloads a version and loads it. Raises model_files.UnusableModel when it may not or cannot be loaded."""
+    def fetch_model(self, name: str, version: str, folder: Path) -> Path:
+        """Downloads a version's directory into `folder`, which is emptied first, and opens nothing of it. Raises
+        model_files.UnusableModel when the registry or its store has it no more."""
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             with self._talking() as client:
                 source = client.get_model_version_download_uri(name, version)
-                path = self._download(source, folder)
+                return self._download(source, folder)
         except NotThere as exc:
             raise UnusableModel(f"is not in the registry any more: {exc}"[:500]) from exc
-        return load_model(path, trusted)
 
     def fetch_inputs(self, name: str, version: str, folder: Path) -> dict[str, str] | None:
         """Feature name -> kind (or MLflow's type where it is none) by the version's signature; None without one.
@@ -266,7 +267,7 @@ class Registry:
                 path = self._download(f"{source}/MLmodel", folder)
             except MlflowException as exc:
                 raise UnusableModel(f"no MLmodel file could be had: {str(exc).splitlines()[-1]}") from exc
-        return signature_inputs(path)
+        return read_description(path.parent).inputs
 
     def fetch_reference(self, name: str, version: str, folder: Path) -> Path | None:
         """Downloads the reference logged with a version; None when its run has none."""
@@ -350,16 +351,6 @@ def import_mlflow() -> Any:
 def resolve_alias(tracking_uri: str, name: str, alias: str = CHAMPION) -> str | None:
     """Version behind an alias, None without one. Raises TransientError. Imports MLflow when called."""
     return Registry(tracking_uri).resolve_alias(name, alias)
-
-
-def load_champion(
-    tracking_uri: str, name: str, folder: Path, trusted: tuple[str, ...] = ()
-) -> tuple[str, LoadedModel] | None:
-    """(version, model) behind `champion`, downloaded into `folder`; None without one. Raises TransientError,
-    model_files.UnusableModel."""
-    registry = Registry(tracking_uri)
-    version = registry.resolve_alias(name, CHAMPION)
-    return None if version is None else (version, registry.fetch_model(name, version, folder, trusted))
 
 
 def fetch_reference(tracking_uri: str, name: str, version: str, folder: Path) -> Path | None:

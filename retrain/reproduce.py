@@ -17,10 +17,11 @@ import polars as pl
 from retrain.errors import Refused, RowsGone, TransientError
 from retrain.evaluate import score
 from retrain.frame import labels_array
-from retrain.model_files import load_model, trusted_for
+from retrain.model_files import UnusableModel
 from retrain.publish import reference_rows
 from retrain.quality import METRICS, measure
 from retrain.registry import Registry
+from retrain.scorer import Scorer, Scorers
 from retrain.snapshot import Snapshot, TooLittle, take_snapshot
 from retrain.spec import JobSpec
 from retrain.store import Job
@@ -85,11 +86,17 @@ def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
     if isinstance(taken, TooLittle):
         raise Refused(f"version {version} of {spec.outcomes_uri}: {taken.reason}")
     recipe = replace(spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
-    trained = run_trainer(recipe, taken.train_path, spec.job_dir, environ)
+    trained = run_trainer(recipe, taken.train_path, spec.job_dir, environ, scratch=spec.scratch)
     if isinstance(trained, TrainingFailed):
         raise Refused(f"training failed: {trained.message}")
     causes = tuple(_causes(recorded, taken.manifest))
-    return Reproduced(job.id, str(taken.folder), causes, tuple(_results(job, spec, taken)))
+    with Scorers(environ, spec.trust, spec.scorer_limits) as scorers:
+        try:
+            model = scorers.open(trained.model_dir, spec.schema)
+            results = tuple(_results(job, spec, taken, model))
+        except UnusableModel as exc:
+            raise Refused(f"the rebuilt model {exc}") from exc
+    return Reproduced(job.id, str(taken.folder), causes, results)
 
 
 def _causes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Check]:
@@ -107,9 +114,8 @@ def _causes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Check]:
     yield Check("packages", same, "; ".join(changed) or ("" if same else "others than the main ones"))
 
 
-def _results(job: Job, spec: JobSpec, taken: Snapshot) -> Iterator[Check]:
-    schema, holdout, trusted = spec.schema, taken.holdout(), trusted_for(spec.config)
-    model = load_model(taken.folder / "model", trusted)
+def _results(job: Job, spec: JobSpec, taken: Snapshot, model: Scorer) -> Iterator[Check]:
+    schema, holdout = spec.schema, taken.holdout()
     side = score(model, holdout, schema, source="rebuilt", inputs=model.inputs)
     labels = labels_array(holdout, schema)
     yield _metrics(job, {name: measure(name, labels, side.predictions, schema) for name in METRICS[schema.task]})

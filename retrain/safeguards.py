@@ -1,8 +1,8 @@
 """The gates that a team asks for beside quality: calibration, fairness, agreement, robustness, size, its own functions.
 
-Invariant: pure but for the models that are asked again with changed inputs and the functions that a team names; each is
-off until it is configured. What cannot be measured of the challenger does not pass; what needs a champion passes where
-there is none.
+Invariant: pure but for the models that are asked again with changed inputs and the functions that a team names; each
+but that of size is off until it is configured. What cannot be measured of the challenger does not pass; what needs a
+champion passes where there is none.
 """
 
 from __future__ import annotations
@@ -279,15 +279,14 @@ def _changed(frame: pd.DataFrame, schema: ModelSchema) -> Iterator[tuple[str, pd
 
 
 def _size(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateResult]:
-    if config.max_size is not None:
-        yield size_gate(match.challenger.size, config.max_size)
+    yield size_gate(match.challenger.size, config.max_size)
 
 
 def size_gate(size: int | None, limit: int) -> GateResult:
     """`size` None: the model is stored nowhere, as in a backtest."""
     if size is None:
         return GateResult("size", True, None, limit, "the model was not stored")
-    return _at_most("size", float(size), limit, f"{size:,} bytes stored; {limit:,} are allowed", None)
+    return _at_most("size", float(size), limit, f"{size:,} bytes unpacked; {limit:,} are allowed", None)
 
 
 def _functions(match: Match, config: GatesConfig, _seed: int) -> Iterator[GateResult]:

@@ -159,7 +159,7 @@ def write_snapshot(spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, so
     folder = spec.job_dir
     folder.mkdir(parents=True, exist_ok=True)
     rows_digest = hashlib.sha256((digest(train) + digest(holdout)).encode()).hexdigest()
-    code = code_digest(spec.config)
+    code = code_digest(spec.config, spec.code)
     together = f"{rows_digest}:{code}:{spec.config_digest}"
     manifest = {
         "outcomes": spec.outcomes_uri,

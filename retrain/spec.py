@@ -19,9 +19,11 @@ from pydantic import BaseModel
 from retrain.config import RetrainConfig
 from retrain.engine_config import EngineConfig
 from retrain.fields import SECRET_NAME
+from retrain.model_files import MAX_BYTES
 from retrain.recipe import Recipe
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
+from retrain.scorer import Limits, Trust
 
 _OPERATIONAL = {
     "enabled",
@@ -50,7 +52,8 @@ _LOCAL = EngineConfig.model_validate({})
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """`work_dir` is the folder all jobs share; `job_dir` is this job's own. `reports` is the folder with the HTML
-    reports of the model's windows, "" if there is none. `predictions_uri` is the table of all predictions."""
+    reports of the model's windows, "" if there is none. `predictions_uri` is the table of all predictions. `code`: a
+    folder with modules of the team's, "" for none; `scratch`: where trainings happen, "" for the system's place."""
 
     request: RetrainRequest
     schema: ModelSchema
@@ -63,6 +66,8 @@ class JobSpec:
     reports: str = ""
     predictions_uri: str = ""
     engine: EngineConfig = _LOCAL
+    code: str = ""
+    scratch: str = ""
 
     def __post_init__(self) -> None:
         for name, value in self.storage_options:
@@ -79,7 +84,15 @@ class JobSpec:
 
     @property
     def recipe(self) -> Recipe:
-        return recipe_of(self.config, self.schema)
+        return recipe_of(self.config, self.schema, self.code)
+
+    @property
+    def trust(self) -> Trust:
+        return trust_of(self.config, self.code)
+
+    @property
+    def scorer_limits(self) -> Limits:
+        return limits_of(self.config)
 
     @property
     def config_digest(self) -> str:
@@ -107,6 +120,8 @@ class JobSpec:
             "reports": self.reports,
             "predictions_uri": self.predictions_uri,
             "engine": self.engine.model_dump(mode="json"),
+            "code": self.code,
+            "scratch": self.scratch,
         }
 
     @classmethod
@@ -123,10 +138,23 @@ class JobSpec:
             reports=data.get("reports", ""),
             predictions_uri=data.get("predictions_uri", ""),
             engine=EngineConfig.model_validate(_known(EngineConfig, data.get("engine", {}))),
+            code=data.get("code", ""),
+            scratch=data.get("scratch", ""),
         )
 
 
-def recipe_of(config: RetrainConfig, schema: ModelSchema) -> Recipe:
+def trust_of(config: RetrainConfig, code: str) -> Trust:
+    """What a trainer's models may hold; a command's may hold nothing of its own."""
+    return Trust() if config.command is not None else Trust(trainer=config.trainer, code=code or None)
+
+
+def limits_of(config: RetrainConfig) -> Limits:
+    """Of the scorers of a model's versions. `gates.max_size` raises what may be opened and never lowers it: a
+    challenger that is too large for its gate is judged like any other."""
+    return Limits(config.memory_limit, max(config.gates.max_size, MAX_BYTES))
+
+
+def recipe_of(config: RetrainConfig, schema: ModelSchema, code: str = "") -> Recipe:
     return Recipe(
         schema,
         config.trainer,
@@ -136,6 +164,7 @@ def recipe_of(config: RetrainConfig, schema: ModelSchema) -> Recipe:
         config.time_limit.total_seconds(),
         config.memory_limit,
         config.environment,
+        code=code,
     )
 
 

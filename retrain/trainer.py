@@ -26,30 +26,44 @@ The contract of a `command`, any program::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
 
+import polars as pl
+
+from retrain.estimators import CHECKED_ROWS
+from retrain.files import write_whole
+from retrain.frame import features_frame
 from retrain.isolation import Cut, Ended, child_environment, run_apart
+from retrain.model_files import UnusableModel
 from retrain.recipe import Recipe
 from retrain.schema import ModelSchema
+from retrain.scorer import Scorers
 
+LEAST_FILE = 2**30
+"""Bytes that a file of a trainer's may have, if its memory is not more."""
+RESULT = "train_result.json"
 SEARCH = "search.json"
 """What a search for hyperparameters has found, in the trainer's folder (`retrain.trainers.search`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainContext:
-    """What a trainer is told besides the rows. `work_dir` is its scratch folder, kept for the job's duration;
+    """What a trainer is told besides the rows. `work_dir` is its scratch folder, gone when the training has ended;
     `deadline` on the clock of `time.monotonic`. `found`: settings that an earlier search has found for this job."""
 
     schema: ModelSchema
@@ -92,38 +106,87 @@ def run_trainer(
     folder: Path,
     environ: Mapping[str, str],
     stopping: threading.Event | None = None,
+    scratch: str = "",
 ) -> Trained | TrainingFailed:
     """Trains on the file `rows` (lake columns) and leaves the model in `folder/model`, the output in
-    `folder/trainer.log`. `stopping` ends it early with FailureKind.STOPPED."""
+    `folder/trainer.log`. The training happens in a place of its own below `scratch` (default: the system's place for
+    temporary files), with nothing but these rows in it. `stopping` ends it early with FailureKind.STOPPED."""
     folder = folder.absolute()
-    request, result, model = folder / "train_request.json", folder / "train_result.json", folder / "model"
-    for left in (result, folder / SEARCH):
+    for left in (folder / RESULT, folder / SEARCH):
         left.unlink(missing_ok=True)
-    places = {"train": str(rows.absolute()), "model": str(model), "work_dir": str(folder), "result": str(result)}
-    started = time.monotonic()
-    deadline = started + recipe.time_limit
-    request.write_text(json.dumps(recipe.to_json() | places | {"deadline": deadline}))
-    command = [sys.executable, "-m", "retrain.trainer_process", str(request)]
-    env = child_environment(recipe.environment, environ, folder)
-    ended = run_apart(command, env, folder / "trainer.log", deadline, stopping)
-    match ended.cut:
-        case Cut.TIME:
-            message = f"training timed out: stopped after {timedelta(seconds=recipe.time_limit)}"
-            return TrainingFailed(FailureKind.TIMED_OUT, message)
-        case Cut.STOPPED:
-            return TrainingFailed(FailureKind.STOPPED, "training was stopped because the job was asked to end")
-        case None:
-            return _outcome(recipe, model, result, ended, time.monotonic() - started)
-        case unreachable:
-            assert_never(unreachable)
+    with _place_apart(folder, scratch) as place:
+        shutil.copyfile(rows, place / "train.parquet")
+        names = {"train": "train.parquet", "model": "model", "work_dir": "work", "result": RESULT}
+        places = {name: str(place / file) for name, file in names.items()}
+        started = time.monotonic()
+        deadline = started + recipe.time_limit
+        request = place / "request.json"
+        request.write_text(json.dumps(recipe.to_json() | places | {"deadline": deadline, "cwd": str(Path.cwd())}))
+        command = [sys.executable, "-P", "-m", "retrain.trainer_process", str(request)]
+        env = child_environment(recipe.environment, environ, place)
+        limit = max(recipe.memory_limit, LEAST_FILE)
+        ended = run_apart(command, env, place, folder / "trainer.log", deadline, limit, stopping)
+        match ended.cut:
+            case Cut.TIME:
+                message = f"training timed out: stopped after {timedelta(seconds=recipe.time_limit)}"
+                return TrainingFailed(FailureKind.TIMED_OUT, message)
+            case Cut.STOPPED:
+                return TrainingFailed(FailureKind.STOPPED, "training was stopped because the job was asked to end")
+            case None:
+                outcome = _outcome(recipe, place, ended, time.monotonic() - started)
+            case unreachable:
+                assert_never(unreachable)
+        return _brought_back(outcome, place, folder) if isinstance(outcome, Trained) else outcome
 
 
-def _outcome(recipe: Recipe, model: Path, result: Path, ended: Ended, seconds: float) -> Trained | TrainingFailed:
+@contextmanager
+def _place_apart(folder: Path, scratch: str) -> Iterator[Path]:
+    """An empty folder that nobody else can read, far from everything of driftd's. The same one for the same `folder`:
+    what a process that was killed has left there is removed."""
+    base = Path(scratch or tempfile.gettempdir())
+    base.mkdir(parents=True, exist_ok=True)
+    place = base / f"driftd-training-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir(mode=0o700)
+    except FileExistsError:  # somebody else's
+        place = Path(tempfile.mkdtemp(prefix="driftd-training-", dir=base))
+    (place / "work").mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _brought_back(trained: Trained, place: Path, folder: Path) -> Trained | TrainingFailed:
+    """The model and what a search has found into the job's folder; the result last, for with it all is there."""
+    if any(path.is_symlink() for path in (place / "model", *(place / "model").rglob("*"))):
+        return TrainingFailed(FailureKind.NONSENSE, "the trainer returned nonsense: its model's folder holds links")
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    shutil.move(place / "model", folder / "model")
+    if (place / "work" / SEARCH).is_file():
+        shutil.copyfile(place / "work" / SEARCH, folder / SEARCH)
+    write_whole(folder / RESULT, json.dumps({"status": "ok"}))
+    return Trained(folder / "model", trained.seconds)
+
+
+def why_unusable(scorers: Scorers, model: Path, rows: Path, schema: ModelSchema) -> str | None:
+    """None for a model's directory that can be opened and answers some of the training rows (lake columns)."""
+    frame = features_frame(pl.read_parquet(rows).head(CHECKED_ROWS), schema)
+    try:
+        with scorers.open(model, schema) as scorer:
+            scorer.check(frame)
+    except UnusableModel as exc:
+        return str(exc)
+    return None
+
+
+def _outcome(recipe: Recipe, place: Path, ended: Ended, seconds: float) -> Trained | TrainingFailed:
     code, tail = ended.code, ended.tail
-    reported = json.loads(result.read_text()) if result.exists() else {}
+    reported = json.loads((place / RESULT).read_text()) if (place / RESULT).exists() else {}
     match reported.get("status"):
-        case "ok":
-            return Trained(model, seconds)
+        case "ok" if (place / "model").is_dir():
+            return Trained(place / "model", seconds)
         case "raised":
             return TrainingFailed(FailureKind.RAISED, f"the trainer raised {reported['message']}")
         case "nonsense":

@@ -22,13 +22,13 @@ from retrain.errors import JobFailed, RowsGone
 from retrain.evaluate import Side, score, timed
 from retrain.gates import Promote, SmokeTest, decide
 from retrain.handover import Stage
-from retrain.model_files import load_model, stored_bytes, trusted_for
+from retrain.model_files import UnusableModel, unpacked_bytes
 from retrain.outcomes import newest_predictions
 from retrain.retry import Stopped
 from retrain.servability import smoke_test
 from retrain.snapshot import Snapshot, TooLittle, load_snapshot, take_snapshot
 from retrain.states import JobState
-from retrain.trainer import SEARCH, FailureKind, Trained, TrainingFailed, run_trainer
+from retrain.trainer import RESULT, SEARCH, FailureKind, Trained, TrainingFailed, run_trainer, why_unusable
 from retrain.validation import LIVE_ROWS, failures, report, validate
 
 _GONE = "the snapshot's files are gone, and cannot be made again"
@@ -83,21 +83,14 @@ def evaluate(job: JobContext) -> Next | None:
     spec, registry, rows = job.spec, job.registry, _taken(job)
     if (failed := _make_model(job, rows)) is not None:  # trained on a machine that is gone
         return failed
-    holdout, trusted = rows.holdout(), trusted_for(spec.config)
-    model = load_model(rows.folder / "model", trusted)
-    size = stored_bytes(rows.folder / "model")
-    ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs, size=size)
+    holdout = rows.holdout()
+    try:
+        model = job.open_model(rows.folder / "model")
+        ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs, size=model.size)
+    except UnusableModel as exc:
+        raise JobFailed(f"the challenger {exc}") from exc
     champion = job.retry(MLFLOW, lambda: registry.resolve_alias(spec.registered_model, CHAMPION))
-    theirs = job.retry(
-        MLFLOW,
-        lambda: contest.champion_side(
-            spec,
-            rows,
-            holdout,
-            champion,
-            lambda v: registry.fetch_model(spec.registered_model, v, rows.folder / "champion", trusted),
-        ),
-    )
+    theirs = contest.champion_side(spec, rows, holdout, champion, lambda v: job.fetch_model(v, "champion"))
     if isinstance(theirs, Side):
         theirs, ours = timed([theirs, ours], holdout, spec.schema)
     held = contest.hold_contest(spec, theirs, ours, holdout)
@@ -106,7 +99,7 @@ def evaluate(job: JobContext) -> Next | None:
     if passed and final is None:
         held = held.without_refit()
     elif final is not None:
-        held = held.of_size(stored_bytes(final), spec.config.gates)
+        held = held.of_size(unpacked_bytes(final), spec.config.gates)
     passed = all(g.passed for g in held.gates)
     run_id = job.retry(MLFLOW, lambda: publish.open_run(registry, spec, rows))
     job.checkpoint("run_opened")
@@ -126,8 +119,13 @@ def evaluate(job: JobContext) -> Next | None:
         registered = job.retry(MLFLOW, lambda: publish.register(registry, run_id, spec))
         job.checkpoint("version_registered")
         version = registered
-        expected = ours if final is None else score(load_model(final, trusted), holdout, spec.schema, source="refit")
-        smoke = job.retry(MLFLOW, lambda: smoke_test(spec, registered, holdout, expected, job.environ, job.stopping))
+        smoke = smoke_test(
+            registered,
+            holdout,
+            spec.schema,
+            lambda: job.open_model(final or rows.folder / "model"),
+            lambda: job.fetch_model(registered, "smoke"),
+        )
     decision = decide(held.gates, smoke)
     job.retry(
         MLFLOW,
@@ -184,7 +182,12 @@ def _run(job: JobContext, rows: Snapshot, path: Path, stage: Stage, folder: Path
     found for the challenger is not searched for again."""
     recipe = replace(job.spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
     if (engine := engine_of(job.spec)) is None:
-        return run_trainer(recipe, path, folder, job.environ, job.stopping)
+        trained = run_trainer(recipe, path, folder, job.environ, job.stopping, job.spec.scratch)
+        if isinstance(trained, Trained) and recipe.command is not None:
+            problem = why_unusable(job.scorers, trained.model_dir, path, job.spec.schema)
+            if problem is not None:
+                return TrainingFailed(FailureKind.NONSENSE, f"the command left a model that {problem}")
+        return trained
     run_id = job.retry(MLFLOW, lambda: publish.open_run(job.registry, job.spec, rows))
     return train_elsewhere(job, engine, recipe, path, stage, folder, run_id)
 
@@ -226,6 +229,6 @@ def _taken(job: JobContext) -> Snapshot:
 
 def _has_model(folder: Path) -> bool:
     """Whether a training in this folder has come to its good end."""
-    result = folder / "train_result.json"
+    result = folder / RESULT
     done = result.exists() and json.loads(result.read_text()).get("status") == "ok"
     return done and (folder / "model").is_dir()

@@ -21,11 +21,12 @@ from retrain.context import CONTROL, LAKE, MLFLOW, JobContext, Next
 from retrain.evaluate import Side, as_served, quality_metric, score, timed
 from retrain.frame import features_frame, labels_array
 from retrain.gates import GateResult, Took, latency_gate
-from retrain.model_files import LoadedModel, UnusableModel, stored_bytes, trusted_for
+from retrain.model_files import UnusableModel
 from retrain.outcomes import newest_labelled, newest_prediction, open_outcomes
 from retrain.promotion import last_known_row, onward
 from retrain.quality import Array, Predictions, compare_unpaired
 from retrain.schema import ModelSchema
+from retrain.scorer import Scorer
 from retrain.states import JobState
 from retrain.store import Job
 
@@ -66,18 +67,18 @@ def shadow(job: JobContext) -> Next | None:
         return job.reject(moved)
     rows = _rows(job, awaited(JobState.SHADOW, job.result))
     try:
-        challenger = _challenger(job)
+        challenger = job.fetch_model(job.result["version"], "on_trial")
+        if len(rows) < config.rows:
+            counted = f"{len(rows)} of {config.rows} labelled rows"
+            if job.clock() >= job.job.updated_at + config.time_limit:
+                return job.reject(f"shadow: only {counted} came within {config.time_limit}")
+            agreed = _agreement(job, rows, challenger)
+            _look_again(job, trial, len(rows), config.rows, config.time_limit)
+            job.wait(f"shadow: {counted}" + ("" if agreed is None else f", {agreed:.1%} answered as the champion did"))
+            return None
+        gates = _shadow_gates(job, rows, challenger)
     except UnusableModel as exc:
         return job.reject(f"shadow: version {job.result['version']} {exc}")
-    if len(rows) < config.rows:
-        counted = f"{len(rows)} of {config.rows} labelled rows"
-        if job.clock() >= job.job.updated_at + config.time_limit:
-            return job.reject(f"shadow: only {counted} came within {config.time_limit}")
-        agreed = _agreement(job, rows, challenger)
-        _look_again(job, trial, len(rows), config.rows, config.time_limit)
-        job.wait(f"shadow: {counted}" + ("" if agreed is None else f", {agreed:.1%} answered as the champion did"))
-        return None
-    gates = _shadow_gates(job, rows, challenger)
     failed = [f"{g.name}: {g.detail}" for g in gates if not g.passed]
     detail = f"shadow on {len(rows)} labelled rows: " + ("; ".join(failed) or gates[0].detail)
     trial |= {"rows": len(rows), "gates": [g.to_json() for g in gates], "passed": not failed, "detail": detail}
@@ -86,18 +87,17 @@ def shadow(job: JobContext) -> Next | None:
     return job.reject(detail) if failed else onward(job)
 
 
-def _shadow_gates(job: JobContext, rows: pl.DataFrame, challenger: LoadedModel) -> Sequence[GateResult]:
+def _shadow_gates(job: JobContext, rows: pl.DataFrame, challenger: Scorer) -> Sequence[GateResult]:
     """The gates again, the champion by what it really answered."""
     spec, result = job.spec, job.result
-    size = stored_bytes(spec.job_dir / "on_trial")
-    ours = score(challenger, rows, spec.schema, source="challenger", inputs=challenger.inputs, size=size)
+    ours = score(challenger, rows, spec.schema, source="challenger", inputs=challenger.inputs, size=challenger.size)
     name = f"version {result['compared_with']}"
     theirs: Side | str = as_served(rows, spec.schema, name) or f"{name}: too few rows hold its predictions"
     (ours,) = timed([ours], rows, spec.schema)
     return contest.hold_contest(spec, theirs, ours, rows).gates
 
 
-def _agreement(job: JobContext, rows: pl.DataFrame, challenger: LoadedModel) -> float | None:
+def _agreement(job: JobContext, rows: pl.DataFrame, challenger: Scorer) -> float | None:
     """Share of the rows with the champion's answer; None for numbers and without rows."""
     schema = job.spec.schema
     if rows.is_empty() or not schema.classes:
@@ -258,13 +258,6 @@ def _rows(job: JobContext, wanted: Awaited) -> pl.DataFrame:
         ),
     )
     return found.rows.filter(pl.col("ts") > wanted.after)
-
-
-def _challenger(job: JobContext) -> LoadedModel:
-    spec, version = job.spec, job.result["version"]
-    folder = spec.job_dir / "on_trial"
-    trusted = trusted_for(spec.config)
-    return job.retry(MLFLOW, lambda: job.registry.fetch_model(spec.registered_model, version, folder, trusted))
 
 
 def _look_again(job: JobContext, trial: dict[str, Any], rows: int, needed: int | None, limit: timedelta) -> None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -20,9 +21,10 @@ import structlog
 import uvicorn
 
 from retrain.errors import ConfigError
+from retrain.isolation import keep_to_oneself
 from retrain.registry import Registry
 from serving.app import Service, ServiceMetrics, Sink, build_app
-from serving.models import Follower
+from serving.models import Follower, open_model
 from serving.outbox import Files, Outbox, Shipper
 from serving.settings import KafkaEvents, ServiceSettings, load
 
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", help="instead of the settings'")
     parser.add_argument("--port", type=int, help="instead of the settings'; 0 picks a free one")
     given = parser.parse_args(argv)
+    keep_to_oneself()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -58,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     metrics = ServiceMetrics()
     follower = Follower(
-        settings, Registry(settings.tracking_uri), metrics.changed, metrics.changes.labels("failed").inc
+        settings,
+        Registry(settings.tracking_uri),
+        partial(open_model, settings),
+        metrics.changed,
+        metrics.changes.labels("failed").inc,
     )
     sink: Sink = outbox or Files(Path(str(settings.files)), f"{socket.gethostname()}-{os.getpid()}")
     app = build_app(

@@ -8,6 +8,7 @@ that is away.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from retrain.model_files import LoadedModel, UnusableModel, load_model
 from retrain.quality import Array, Predictions
 from retrain.registry import Registry
 from retrain.schema import ModelSchema
+from retrain.scorer import Limits, Scorers, Trust
 from serving.settings import ServiceSettings
 
 log = structlog.get_logger()
@@ -76,18 +78,33 @@ def share_point(prediction_id: str) -> float:
     return zlib.crc32(prediction_id.encode()) / 2**32
 
 
+def open_model(settings: ServiceSettings, folder: Path) -> LoadedModel:
+    """A version's directory. Raises UnusableModel."""
+    with Scorers(os.environ, Trust(settings.trusted), Limits(max_bytes=settings.max_size)) as scorers:
+        return open_here(settings, folder, scorers)
+
+
+def open_here(settings: ServiceSettings, folder: Path, scorers: Scorers) -> LoadedModel:
+    """In this process, but apart first: what ends or hangs a process then does so to that one. Raises UnusableModel."""
+    with scorers.open(folder, settings.schema):
+        return load_model(folder, settings.trusted, settings.max_size)
+
+
 class Follower:
-    """Keeps `current` what the registry says. `run` in a thread of its own; `poke` makes it look at once."""
+    """Keeps `current` what the registry says. `run` in a thread of its own; `poke` makes it look at once. `opening`
+    makes a model of a version's directory (`open_model`)."""
 
     def __init__(
         self,
         settings: ServiceSettings,
         registry: Registry,
+        opening: Callable[[Path], LoadedModel],
         on_change: Callable[[Models], None],
         on_failure: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._open = opening
         self._on_change = on_change
         self._on_failure = on_failure
         self._poked = threading.Event()
@@ -146,9 +163,8 @@ class Follower:
             return None
         try:
             with tempfile.TemporaryDirectory() as folder:
-                model = self._registry.fetch_model(
-                    self._settings.registered_model, version, Path(folder), self._settings.trusted
-                )
+                files = self._registry.fetch_model(self._settings.registered_model, version, Path(folder) / "model")
+                model = self._open(files)
         except UnusableModel as exc:
             self._refused[version] = time.monotonic() + RETRY_AFTER
             self._on_failure()
@@ -163,7 +179,7 @@ class Follower:
         folder = Path(self._settings.baked)
         try:
             version = json.loads((folder / "version.json").read_text())["version"]
-            return Models(Version(version, load_model(folder, self._settings.trusted)))
+            return Models(Version(version, self._open(folder)))
         except (OSError, ValueError, KeyError, UnusableModel) as exc:
             log.error("baked_model_refused", detail=str(exc))
             return None

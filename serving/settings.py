@@ -46,6 +46,7 @@ class ServiceSettings(Section):
     port: int = Field(8080, ge=0, le=65535, description="0 picks a free port")
     follow_every: Duration = Field(parse_duration("10s"), description="how often the registry is asked")
     max_rows: int = Field(10_000, ge=1, description="rows of one request, at most")
+    max_size: Size = Field(parse_size("512MiB"), description="size of a model, unpacked, at most")
     baked: str | None = Field(None, description="folder with a model to serve while the registry is away at the start")
     reload_secret: Secret | None = Field(None, description="checks driftd's webhook; absent: /reload is refused")
     outbox: str = Field("outbox", description="folder where events wait for the broker")

@@ -144,11 +144,12 @@ def hangs(frame: Any, labels: Any, context: Any) -> Any:
 
 
 def hangs_with_children(frame: Any, labels: Any, context: Any) -> Any:
+    """One that stays, and one that goes into a session of its own."""
     import subprocess
 
-    child = subprocess.Popen(["sleep", "600"])
-    (context.work_dir / "child.pid").write_text(str(child.pid))
-    child.wait()
+    children = [subprocess.Popen(["sleep", "600"], start_new_session=apart) for apart in (False, True)]
+    Path(context.parameters["pids"]).write_text(" ".join(str(child.pid) for child in children))
+    children[0].wait()
 
 
 def eats_memory(frame: Any, labels: Any, context: Any) -> Any:
@@ -203,34 +204,56 @@ def trains_logistic(frame: Any, labels: Any, context: Any) -> Any:
     )
 
 
-class Elsewhere:
-    """A model that minds where it is: `how` it behaves in any process but that of a job or of a trainer."""
-
-    def __init__(self, how: str = "") -> None:
-        self.how = how
-        self.classes_ = np.array(BINARY.classes, dtype=object)
-
-    def predict(self, frame: Any) -> Any:
-        if "retrain.servability" in sys.argv[0].replace("/", "."):
-            match self.how:
-                case "crash":
-                    os.kill(os.getpid(), 11)
-                case "refusal":
-                    raise RuntimeError("not here")
-                case "hang":
-                    time.sleep(600)
-                case "secret" if "DRIFTD_SECRET" in os.environ or os.environ.get("AWS_REGION") != "here":
-                    raise RuntimeError("a service has other variables")
-                case "other":
-                    return np.full(len(frame), "ok", dtype=object)
-        return np.where(frame["amount"] > 0, "fraud", "ok").astype(object)
-
-    def predict_proba(self, frame: Any) -> Any:
-        score = 1 / (1 + np.exp(-2 * frame["amount"].to_numpy()))
-        return np.column_stack([1 - score, score])
-
-
 def few_refusals(match: Match) -> Answer:
     """A gate function of a team's."""
     share = float((match.challenger.predictions.values == "fraud").mean())
     return Answer(share <= 0.9, f"{share:.0%} are refused", share, 0.9)
+
+
+def looks_around(frame: Any, labels: Any, context: Any) -> Any:
+    """Every Parquet file within two folders of what it is given, or of where it is."""
+    places = {context.work_dir, Path.cwd(), *map(Path, sys.argv[1:])}
+    roots = {above for place in places for above in list(place.absolute().parents)[:2]} - {Path("/"), Path("/tmp")}
+    found = sorted({str(path) for root in roots for path in root.rglob("*.parquet")})
+    raise RuntimeError(" ".join(["found:", *(Path(path).name for path in found)]))
+
+
+def starts_too_many(frame: Any, labels: Any, context: Any) -> Any:
+    import subprocess
+
+    for _ in range(400):
+        subprocess.Popen(["sleep", "600"])
+    time.sleep(600)
+
+
+def writes_without_end(frame: Any, labels: Any, context: Any) -> Any:
+    with (context.work_dir / "large").open("wb") as file:
+        for _ in range(2000):
+            file.write(bytes(2**20))
+
+
+def leaves_one_behind(frame: Any, labels: Any, context: Any) -> Any:
+    """A child of a child, in a session of its own, that has nothing of its parent's environment."""
+    import subprocess
+
+    pids = context.parameters["pids"]
+    apart = "import os, time; os.setsid(); os.fork() and os._exit(0); "
+    code = f"{apart}open({pids!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    subprocess.run([sys.executable, "-c", code], env={}, check=True)
+    while not Path(pids).exists() or not Path(pids).read_text():
+        time.sleep(0.01)
+    return trains_logistic(frame, labels, context)
+
+
+def links_out(frame: Any, labels: Any, context: Any) -> Any:
+    """Its model's folder will hold a link."""
+    import retrain.model_files
+
+    save = retrain.model_files.save_model
+
+    def linking(estimator: Any, folder: Path, *more: Any) -> None:
+        save(estimator, folder, *more)
+        (folder / "passwords").symlink_to("/etc/passwd")
+
+    retrain.model_files.save_model = linking
+    return trains_logistic(frame, labels, context)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,18 +127,20 @@ def _closed(
     if history.training is None:
         raise ConfigError(["--closed-loop trains a first model: give a table (--stream) with rows before the stream"])
     plan = settings[0].plan
-    trainings = Trainings(plan)
-    progress("training the first model", 0, history.rows)
-    first = first_version(plan, history, trainings)
-    policies, runs = [], []
-    for s in settings:
-        mine = trainings if s.plan.retrain == plan.retrain else Trainings(s.plan)
-        on_window = _on_window(s.name, history, progress)
-        result = run_driftd(s.name, s.plan, history, mine, first, on_window, act=compare)
-        assert result.replayed is not None
-        runs.append(Run(s.name, s.swept, s.plan, result.replayed))
-        policies.append(result)
-    return runs, policies + _plain(plan, history, trainings, first, policies, progress) if compare else []
+    with ExitStack() as open_models:
+        trainings = open_models.enter_context(Trainings(plan))
+        progress("training the first model", 0, history.rows)
+        first = first_version(plan, history, trainings)
+        policies, runs = [], []
+        for s in settings:
+            alike = s.plan.retrain == plan.retrain
+            mine = trainings if alike else open_models.enter_context(Trainings(s.plan))
+            on_window = _on_window(s.name, history, progress)
+            result = run_driftd(s.name, s.plan, history, mine, first, on_window, act=compare)
+            assert result.replayed is not None
+            runs.append(Run(s.name, s.swept, s.plan, result.replayed))
+            policies.append(result)
+        return runs, policies + _plain(plan, history, trainings, first, policies, progress) if compare else []
 
 
 def _plain(

@@ -16,16 +16,19 @@ import polars as pl
 from monitor.backtest.history import History
 from monitor.plan import ModelPlan
 from retrain.evaluate import score
-from retrain.model_files import LoadedModel, load_model
+from retrain.model_files import LoadedModel, UnusableModel
 from retrain.outcomes import columns_of
 from retrain.publish import reference_rows
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema, Task
-from retrain.spec import JobSpec, recipe_of
+from retrain.scorer import Scorer, Scorers, Trust
+from retrain.spec import JobSpec, limits_of, recipe_of
 from retrain.trainer import TrainContext, Trained, run_trainer
 from retrain.trainer_process import call_trainer
 
 FIRST = "1"
+Answering = LoadedModel | Scorer
+"""A model of a trainer's that was called here, or of a command's in a scorer."""
 
 
 class CannotTrain(ValueError):
@@ -37,7 +40,7 @@ class Version:
     """A model that was in force. `reference`: its holdout with what it said about it."""
 
     name: str
-    model: LoadedModel
+    model: Answering
     reference: pl.DataFrame | None
 
 
@@ -46,12 +49,20 @@ class Trainings:
 
     def __init__(self, plan: ModelPlan):
         self._plan = plan
-        self._made: dict[tuple[int, ...], LoadedModel] = {}
+        self._made: dict[tuple[int, ...], Answering] = {}
+        self._scorers = Scorers(os.environ, Trust(), limits_of(plan.retrain))
 
     def spec(self, request: RetrainRequest, folder: str = "") -> JobSpec:
         return JobSpec(request, self._plan.schema, "", "", self._plan.registered_model, folder, self._plan.retrain)
 
-    def fit(self, rows: pl.DataFrame, key: tuple[int, ...]) -> LoadedModel | str:
+    def __enter__(self) -> Trainings:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Models of a command are held open by processes, until then."""
+        self._scorers.close()
+
+    def fit(self, rows: pl.DataFrame, key: tuple[int, ...]) -> Answering | str:
         """A model of these rows, or why there is none. `key` tells sets of rows apart."""
         if key not in self._made:
             found = self._run_command(rows) if self._plan.retrain.command else self._call(rows)
@@ -72,12 +83,17 @@ class Trainings:
                 return f"the trainer raised {type(exc).__name__}: {exc}"[:300]
         return LoadedModel(estimator, {f.name: f.kind.value for f in schema.features})
 
-    def _run_command(self, rows: pl.DataFrame) -> LoadedModel | str:
+    def _run_command(self, rows: pl.DataFrame) -> Answering | str:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.parquet"
             rows.write_parquet(path)
             trained = run_trainer(recipe_of(self._plan.retrain, self._plan.schema), path, Path(folder), os.environ)
-            return load_model(trained.model_dir) if isinstance(trained, Trained) else trained.message
+            if not isinstance(trained, Trained):
+                return trained.message
+            try:
+                return self._scorers.open(trained.model_dir, self._plan.schema)
+            except UnusableModel as exc:
+                return f"the command left a model that {exc}"
 
 
 def first_version(plan: ModelPlan, history: History, trainings: Trainings) -> Version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,8 +19,11 @@ from monitor.cli.parts import JSON
 def run(ctx: click.Context) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
     from monitor.runtime import tune_process
+    from retrain.isolation import keep_to_oneself
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes started from here import nothing from the folder they are in
+    keep_to_oneself()
     tune_process()
     from monitor.build import build
     from monitor.config import load

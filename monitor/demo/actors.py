@@ -70,7 +70,7 @@ def customers(stage: Stage, loaded: LoadedConfig) -> Iterator[CustomersProcess]:
     path.write_text(json.dumps(settings, indent=2))
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "monitor.demo.customers", str(path)],
+            [sys.executable, "-P", "-m", "monitor.demo.customers", str(path)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     try:
@@ -110,7 +110,7 @@ def _process(stage: Stage, name: str, module: str, *arguments: str) -> Iterator[
     log = stage.folder / f"{name.replace(' ', '_')}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ from monitor.demo.world import World, invented, recorded
 from monitor.measure.performance import reference_performance
 from retrain.connection import KafkaConnection
 from retrain.frame import features_frame
-from retrain.model_files import LoadedModel, trusted_for
+from retrain.model_files import LoadedModel, load_model
 from retrain.operate import register_initial
 from retrain.quality import Predictions
 from retrain.registry import Registry, resolve_alias
@@ -252,9 +252,8 @@ def main() -> None:
     first_row, start = settings["first_row"], datetime.fromisoformat(settings["start"])
     version = register_first(spec, settings["control_url"], world.frame[:first_row], start)
     with tempfile.TemporaryDirectory() as folder:
-        first_model = Registry(spec.tracking_uri).fetch_model(
-            spec.registered_model, version, Path(folder), trusted_for(spec.config)
-        )
+        files = Registry(spec.tracking_uri).fetch_model(spec.registered_model, version, Path(folder) / "model")
+        first_model = load_model(files)  # made by the shipped trainer a moment ago
     kafka = settings["kafka"]
     customers = Customers(
         world=world,

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -27,11 +28,12 @@ def write_context(
     model: Path,
     *,
     code: str | None = None,
+    beside: Path = Path(),
     requirements: Path | None = None,
 ) -> None:
-    """Writes the folder. `model` is the version's model directory; `code` the top-level module that its types live in;
-    `requirements` a lock with hashes of what they need besides. Raises FileExistsError for a folder that is not empty,
-    ModuleNotFoundError for code that cannot be found."""
+    """Writes the folder. `model` is the version's model directory; `code` the top-level module that its types live in,
+    looked for in the folder `beside` last; `requirements` a lock with hashes of what they need besides. Raises
+    FileExistsError for a folder that is not empty, ModuleNotFoundError for code that cannot be found."""
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,15 +46,15 @@ def write_context(
         shutil.copy(requirements, folder / "requirements-more.lock")
     (folder / "code").mkdir()
     if code is not None:
-        _copy_module(code, folder / "code")
+        _copy_module(code, folder / "code", beside)
     shutil.copytree(model, folder / "model")
     (folder / "model" / "version.json").write_text(json.dumps({"version": version}))
     (folder / "service.toml").write_text(tomli_w.dumps({**settings, "baked": "/srv/scoring/model"}))
     (folder / "README.md").write_text(_readme(settings, version))
 
 
-def _copy_module(name: str, target: Path) -> None:
-    found = importlib.util.find_spec(name)
+def _copy_module(name: str, target: Path, beside: Path) -> None:
+    found = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(beside)])
     if found is None or found.origin is None:
         raise ModuleNotFoundError(f"the model's code, module {name!r}, is not importable here")
     origin = Path(found.origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from retrain.handover import Stage, hand_over, take_back
 from retrain.model_files import save_model
 from retrain.orchestrator import LISTED_AFTER, Orchestrator
 from retrain.registry import Registry
+from retrain.scorer import Scorers
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.trainer import FailureKind, Trained, TrainingFailed
@@ -253,16 +255,24 @@ def runs_of(mlflow: MlflowServer, folder: Path) -> str:
     return str(run.info.run_id)
 
 
-def test_a_trainer_that_says_it_was_stopped_has_failed(mlflow: MlflowServer, tmp_path: Path) -> None:
+def test_a_trainer_that_says_it_was_stopped_has_failed(mlflow: MlflowServer, scorers: Scorers, tmp_path: Path) -> None:
     registry, made = Registry(mlflow.uri), spec(tmp_path, tracking_uri=mlflow.uri)
     run = registry.open_run("fraud", "stopped", {})
     (tmp_path / "result.json").write_text(json.dumps({"status": "stopped", "message": "by its own hand"}))
     registry.log_files(run, tmp_path / "result.json", "handover/challenge")
-    found = take_back(registry, run, made, tmp_path / "rows", Stage.CHALLENGE, tmp_path, 1.0)
+    found = take_back(registry, scorers, run, made, tmp_path / "rows", Stage.CHALLENGE, tmp_path, 1.0)
     assert found == TrainingFailed(FailureKind.CRASHED, "by its own hand")
 
 
-def test_a_model_that_takes_some_columns_in_its_own_order_comes_back(mlflow: MlflowServer, tmp_path: Path) -> None:
+@pytest.fixture
+def scorers() -> Iterator[Scorers]:
+    with Scorers(dict(os.environ)) as found:
+        yield found
+
+
+def test_a_model_that_takes_some_columns_in_its_own_order_comes_back(
+    mlflow: MlflowServer, scorers: Scorers, tmp_path: Path
+) -> None:
     registry, made, rows = Registry(mlflow.uri), spec(tmp_path, tracking_uri=mlflow.uri), outcomes(300)
     rows.write_parquet(tmp_path / "train.parquet")
     schema = replace(BINARY, features=(BINARY.features[2], BINARY.features[0]))
@@ -271,7 +281,7 @@ def test_a_model_that_takes_some_columns_in_its_own_order_comes_back(mlflow: Mlf
     save_model(model, tmp_path / "made", schema, frame.head(5), ())
     run = registry.open_run("fraud", "columns", {})
     registry.log_files(run, tmp_path / "made", "handover/challenge/model")
-    found = take_back(registry, run, made, tmp_path / "train.parquet", Stage.CHALLENGE, tmp_path, 1.0)
+    found = take_back(registry, scorers, run, made, tmp_path / "train.parquet", Stage.CHALLENGE, tmp_path, 1.0)
     assert isinstance(found, Trained), found
 
 

@@ -22,8 +22,9 @@ from retrain.errors import LeaseLost, Refused, TransientError
 from retrain.frame import features_frame
 from retrain.holds import Pause, pause, resume
 from retrain.job import Driver, Limits, utc_now
+from retrain.model_files import load_model
 from retrain.operate import approve, register_initial, rollback
-from retrain.registry import Registry, import_mlflow, load_champion
+from retrain.registry import Registry, import_mlflow
 from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.states import JobState
@@ -378,12 +379,12 @@ def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path:
     assert drive(tmp_path) is JobState.WATCHED
     job = store.get("job-1")
     assert job.result["refit"] is True
-    found = load_champion(wanted.tracking_uri, wanted.registered_model, tmp_path / "champion")
-    assert found is not None
-    path = Registry(wanted.tracking_uri).fetch_reference(wanted.registered_model, found[0], tmp_path / "fetched")
+    registry, name = Registry(wanted.tracking_uri), wanted.registered_model
+    path = registry.fetch_reference(name, "1", tmp_path / "fetched")
     assert path is not None
     reference = pl.read_parquet(path)
-    said = found[1].predictions(features_frame(reference, BINARY), BINARY).scores
+    champion = load_model(registry.fetch_model(name, "1", tmp_path / "champion"))
+    said = champion.predictions(features_frame(reference, BINARY), BINARY).scores
     judged = reference["score"].to_numpy()
     assert said is not None
     assert not np.allclose(said, judged)  # the holdout is known by now, and it was not when it was judged

@@ -171,4 +171,4 @@ def test_catalogues_are_light() -> None:
 
 def test_telemetry_is_off() -> None:
     measured(frame(seed=1))
-    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["DO_NOT_TRACK"] in ("1", "true")  # or as whoever runs this has set it

@@ -24,7 +24,7 @@ from retrain.quality import Predictions
 from retrain.registry import Registry
 from retrain.schema import ModelSchema, Task
 from serving.app import Service, ServiceMetrics, build_app
-from serving.models import Follower, Models, Version, share_point
+from serving.models import Follower, Models, Version, open_model, share_point
 from serving.outbox import SEGMENT_BYTES, Files, Full, Outbox
 from serving.settings import ServiceSettings, from_dict
 from tests.retrain_data import BINARY, MULTICLASS, REGRESSION
@@ -238,9 +238,16 @@ class Pointers(Registry):
             raise TransientError("no route")
         return self.aliases, self.tags
 
-    def fetch_model(self, name: str, version: str, folder: Path, trusted: tuple[str, ...] = ()) -> LoadedModel:
+    def fetch_model(self, name: str, version: str, folder: Path) -> Path:
         self.fetched.append(version)
-        if version in self.broken:
+        folder.mkdir()
+        (folder / "version").write_text(version)
+        return folder
+
+    def open(self, folder: Path) -> LoadedModel:
+        if not (folder / "version").exists():
+            return open_model(settings(), folder)
+        if (folder / "version").read_text() in self.broken:
             raise UnusableModel("stored as pickle")
         return Fixed("ok")
 
@@ -256,7 +263,11 @@ class Followed:
     def __init__(self, **more: Any) -> None:
         self.registry, self.changes, self.failures = Pointers(), list[Any](), 0
         self.follower = Follower(
-            settings(**more), self.registry, lambda m: self.changes.append(m.names()), self._failed
+            settings(**more),
+            self.registry,
+            self.registry.open,
+            lambda m: self.changes.append(m.names()),
+            self._failed,
         )
 
     def _failed(self) -> None:

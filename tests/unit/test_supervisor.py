@@ -84,6 +84,22 @@ def test_a_job_that_another_replica_drives_is_no_failure(replica: Replica) -> No
     assert not replica.exits("failed")
 
 
+def test_a_job_is_not_started_with_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process's first environment lies open to every process of its user, and a job starts trainers."""
+    monkeypatch.setenv("DRIFTD_SECRET", "s3cret")
+    store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+    replica = Replica(store, tmp_path)
+    store.submit(SPEC, NOW)
+    replica.supervisor.supervise(NOW)
+    (process,) = replica.supervisor._processes.values()
+    began = Path(f"/proc/{process.pid}/environ").read_bytes()
+    process.kill()
+    process.wait()
+    assert b"s3cret" not in began
+    assert b"PATH=" in began
+    store.engine.dispose()
+
+
 def test_a_job_that_ends_badly_for_days_is_started_again_now_and_then(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'control.db'}")
     replica = Replica(store, tmp_path)

@@ -5,13 +5,16 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import retrain.trainers
 from retrain.isolation import LOG_BYTES
-from retrain.model_files import UnusableModel, load_model, trusted_for
+from retrain.model_files import UnusableModel, load_model
+from retrain.provenance import source_of
 from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
 from tests.daemons import until
 from tests.retrain_data import outcomes, spec
@@ -60,13 +63,14 @@ def test_a_trainer_that_hangs_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_job_told_to_end_stops_its_trainer_and_the_trainers_children(tmp_path: Path) -> None:
-    wanted = spec(tmp_path, trainer="tests.retrain_data:hangs_with_children")
+    pid_file = tmp_path / "child.pid"
+    wanted = spec(tmp_path, trainer="tests.retrain_data:hangs_with_children", parameters={"pids": str(pid_file)})
     wanted.job_dir.mkdir(parents=True)
     outcomes(300).write_parquet(wanted.job_dir / "train.parquet")
-    stopping, pid_file = threading.Event(), wanted.job_dir / "child.pid"
+    stopping = threading.Event()
 
     def stop_when_running() -> None:
-        while not pid_file.exists() or not pid_file.read_text():
+        while not pid_file.exists() or len(pid_file.read_text().split()) < 2:
             time.sleep(0.05)
         stopping.set()
 
@@ -74,8 +78,57 @@ def test_a_job_told_to_end_stops_its_trainer_and_the_trainers_children(tmp_path:
     failed = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT, stopping)
     assert isinstance(failed, TrainingFailed)
     assert failed.kind is FailureKind.STOPPED
-    status = Path(f"/proc/{pid_file.read_text()}/status")
-    assert not status.exists() or "Z (zombie)" in status.read_text()
+    assert not [pid for pid in pid_file.read_text().split() if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_trainer_finds_its_rows_and_no_others_wherever_it_looks(tmp_path: Path) -> None:
+    """The holdout lies with the job, and what a trainer can read by looking around it may learn from."""
+    wanted = spec(tmp_path, trainer="tests.retrain_data:looks_around")
+    wanted.job_dir.mkdir(parents=True)
+    for name in ("train", "holdout", "reference"):
+        outcomes(300).write_parquet(wanted.job_dir / f"{name}.parquet")
+    rows, apart = wanted.job_dir / "train.parquet", tmp_path / "other" / "disk"
+    failed = run_trainer(wanted.recipe, rows, wanted.job_dir, ENVIRONMENT, scratch=str(apart))
+    assert isinstance(failed, TrainingFailed)
+    assert failed.message == "the trainer raised RuntimeError: found: train.parquet"
+    assert not list(apart.iterdir()), "nothing is left of it"
+
+
+def test_what_a_trainer_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    trained = run(tmp_path, "leaves_one_behind", parameters={"pids": str(pids)})
+    assert isinstance(trained, Trained), trained
+    assert not Path(f"/proc/{pids.read_text()}").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kind", "told"),
+    [
+        ("starts_too_many", FailureKind.CRASHED, "more than 256 processes at once"),
+        ("writes_without_end", FailureKind.RAISED, "File too large"),
+        ("links_out", FailureKind.NONSENSE, "its model's folder holds links"),
+    ],
+)
+def test_a_trainer_that_takes_too_much_is_ended(tmp_path: Path, trainer: str, kind: FailureKind, told: str) -> None:
+    failed = run(tmp_path, trainer, memory_limit=2**30)
+    assert isinstance(failed, TrainingFailed)
+    assert (failed.kind, told in failed.message) == (kind, True), failed
+
+
+def test_a_trainers_module_is_found_beside_the_configuration_and_replaces_none(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "structlog.py").write_text("raise SystemExit('not the real one')\n")
+    (code / "our_trainers.py").write_text("from tests.retrain_data import trains_logistic as train\n")
+    wanted = replace(spec(tmp_path, trainer="our_trainers:train"), code=str(code))
+    wanted.job_dir.mkdir(parents=True)
+    outcomes(300).write_parquet(wanted.job_dir / "train.parquet")
+    trained = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT)
+    assert isinstance(trained, Trained), trained
+    assert source_of("our_trainers:train", str(code)) == code / "our_trainers.py"
+    assert source_of("retrain.trainers.default:train") == Path(retrain.trainers.__file__).parent / "default.py"
+    assert source_of("absent.module:train", str(code)) is None
+    assert "our_trainers" not in sys.modules
 
 
 def test_output_is_kept_up_to_a_bound(tmp_path: Path) -> None:
@@ -88,7 +141,7 @@ def test_a_model_is_saved_with_its_signature_and_not_pickled(tmp_path: Path) -> 
     trained = run(tmp_path, "trains_logistic")
     assert isinstance(trained, Trained)
     assert not list(trained.model_dir.rglob("*.pkl"))
-    model = load_model(trained.model_dir, trusted_for(spec(tmp_path).config))
+    model = load_model(trained.model_dir)
     assert model.inputs == {"amount": "number", "kind": "category", "new": "bool"}
     assert (trained.model_dir / "input_example.json").exists()
 

@@ -1,13 +1,15 @@
-"""Code that is not driftd's, run apart: own process group, scrubbed environment, limited time, bounded log.
+"""Code that is not driftd's, run apart: a program goes in, how it ended comes out. It gets a scrubbed environment,
+limits, a folder and a bounded log.
 
-Invariant: whatever the code does (hangs, prints without end, leaves children behind), `run_apart` comes back in time,
-and nothing of it is left running.
+Guarantee: whatever the code does (hangs, prints without end, leaves children behind, starts too many of them, fills the
+disk), `run_apart` comes back in time, and nothing of it is left running.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +22,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from retrain.isolation import keeper
+
 LOG_BYTES = 1 << 20
+MOST_PROCESSES = 256
+FREE_BYTES = 256 * 2**20
+"""A program that leaves less room than this on its disk is ended: others need it too."""
+GRACE = 3.0
+"""Seconds that a keeper has for ending what it keeps."""
 SHORT_SPIN = "GOMP_SPINCOUNT", "1000"
 """Threads of libgomp that wait spin only for a moment: not at all costs 5 times the time for boosting on small data
 (every wait is a system call), the default 3 times on a machine that is busy with something else."""
@@ -29,6 +38,7 @@ HARMLESS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE"),
     *("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"),  # in a job of a Ray cluster: where it is
 )
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Cut(StrEnum):
@@ -50,15 +60,26 @@ class Ended:
 def run_apart(
     command: Sequence[str],
     env: Mapping[str, str],
+    folder: Path,
     log: Path,
     deadline: float,
+    file_bytes: int,
     stopping: threading.Event | None = None,
 ) -> Ended:
-    """Runs a program until it ends, `deadline` (of time.monotonic) comes or `stopping` is set; then kills whatever is
-    left of its process group. Its output goes into the file `log`, LOG_BYTES at most."""
+    """Runs a program in `folder` until it ends, `deadline` (of time.monotonic) comes or `stopping` is set; whatever it
+    has started is ended with it. Its files may have `file_bytes` each. Its output goes into the file `log`, LOG_BYTES
+    at most."""
+    told = {
+        "command": list(command),
+        "processes": MOST_PROCESSES,
+        "file_bytes": file_bytes,
+        "folder": str(folder),
+        "free_bytes": FREE_BYTES,
+    }
     with subprocess.Popen(
-        command,
+        [sys.executable, "-I", "-S", keeper.__file__, json.dumps(told)],
         env=dict(env),
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,15 +93,22 @@ def run_apart(
 
 
 def child_environment(names: Iterable[str], environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The harmless variables and those of `names`; HOME is the job's folder, so that no credential file of
-    the daemon's user is found by name."""
+    """The harmless variables and those of `names`; HOME is `folder`, so that no credential file of the daemon's user is
+    found by name. Python looks for modules beside driftd and where PYTHONPATH says, not in whatever folder it is in."""
     env = {name: environ[name] for name in (*HARMLESS, *names) if name in environ}
-    root = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(p for p in (env.get("PYTHONPATH"), root) if p)
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (env.get("PYTHONPATH"), _ROOT) if p)
     env.setdefault("HOME", str(folder))
     env.setdefault(*SHORT_SPIN)
-    env |= {"PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    env["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own reserves a gigabyte at once, which counts as the code's
+    env |= {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     return env
+
+
+def keep_to_oneself() -> None:
+    """Called by a process that holds secrets: no other process of its user may read its environment and memory, as
+    those may do that it starts (Linux; whoever is root may all the same)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE
 
 
 def die_with_parent() -> None:
@@ -101,6 +129,10 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, stopping: threading
             elif stopping is not None and stopping.is_set():
                 cut = Cut.STOPPED
     with contextlib.suppress(ProcessLookupError, PermissionError):
+        process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return cut
@@ -117,7 +149,7 @@ class _BoundedLog:
         self._thread.start()
 
     def join(self) -> None:
-        """A grandchild that left the process group may still hold the pipe: wait for it only a little."""
+        """Something that has escaped may still hold the pipe: wait for it only a little."""
         self._thread.join(timeout=5)
 
     @property

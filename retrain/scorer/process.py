@@ -1,0 +1,166 @@
+"""The processes that open models: `python -m retrain.scorer.process FD`, started by `retrain.scorer.scorers`.
+
+Invariant: the first process only loads libraries and makes children; a child opens one model, once it has given up
+everything that `retrain.scorer.confine` takes. Each answers its own socket, and ends with it.
+
+The first one, on the socket FD: `S` with a file descriptor starts a child that answers there, and is answered with its
+process id; `W` and a process id is answered with how that child ended (os.waitpid). A child does what `_Child` can.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from retrain.estimators import Nonsense, check_estimator
+from retrain.isolation import die_with_parent
+from retrain.model_files import LoadedModel, UnusableModel, load_model, own_types, unpacked_bytes
+from retrain.quality import Predictions
+from retrain.schema import ModelSchema
+from retrain.scorer import wire
+from retrain.scorer.confine import forbid, limit
+
+_NUMBER = struct.Struct("!i")
+
+
+def main(argv: Sequence[str]) -> int:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _load_libraries()
+    gc.freeze()
+    control = socket.socket(fileno=int(argv[1]))
+    while True:
+        asked, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        match asked:
+            case b"S":
+                control.sendall(_NUMBER.pack(_child(control, socket.socket(fileno=descriptors[0]))))
+            case b"W":
+                (pid,) = _NUMBER.unpack(control.recv(_NUMBER.size, socket.MSG_WAITALL))
+                control.sendall(_NUMBER.pack(os.waitpid(pid, 0)[1]))
+            case _:
+                return 0
+
+
+def _load_libraries() -> None:
+    """What takes seconds, once for all children; and nothing in them that would start a process later."""
+    import joblib
+    import pandas as pd  # noqa: F401
+    import sklearn.ensemble  # noqa: F401
+    import skops.io  # noqa: F401
+    import yaml  # type: ignore[import-untyped]  # noqa: F401
+    from joblib.parallel import SequentialBackend
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of machines without lscpu
+        joblib.cpu_count(only_physical_cores=True)  # asks another program, and remembers
+    for backend in ("threading", "loky", "multiprocessing"):
+        joblib.register_parallel_backend(backend, SequentialBackend)
+
+
+def _child(control: socket.socket, connection: socket.socket) -> int:
+    if (pid := os.fork()) != 0:
+        connection.close()
+        return pid
+    code = 1
+    try:
+        control.close()
+        die_with_parent()
+        _Child(connection).serve()
+        code = 0
+    except BaseException:  # noqa: BLE001 - the end of this process, whatever it was; its log tells
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class _Child:
+    """One model at most."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._model: LoadedModel | None = None
+        self._schema: ModelSchema | None = None
+
+    def serve(self) -> None:
+        while True:
+            try:
+                head, body = wire.receive(self._connection)
+            except wire.Closed:
+                return
+            try:
+                answer, packed = getattr(self, f"_{head.pop('do')}")(head, body)
+            except (UnusableModel, Nonsense) as exc:
+                answer, packed = {"refused": str(exc)}, b""
+            except MemoryError as exc:
+                answer, packed = {"refused": f"ran out of memory: {exc or 'MemoryError'}"[:500]}, b""
+            except Exception as exc:  # noqa: BLE001 - the model's own code
+                with suppress(OSError):  # its log may be full
+                    traceback.print_exc()
+                answer, packed = {"refused": f"raised {type(exc).__name__}: {exc}"[:500]}, b""
+            wire.send(self._connection, answer, packed)
+
+    def _begin(self, head: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        """Own folder and log, and nothing else from now on."""
+        os.chdir(head["folder"])
+        log = os.open(head["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        limit(head["memory"])
+        return {"confined": forbid()}, b""
+
+    def _open(self, head: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        folder, own = Path(head["model"]), tuple(head["own"])
+        try:
+            model = load_model(folder, own, head["max_bytes"])
+        except UnusableModel:
+            if head["trainer"] is None:
+                raise
+            model = load_model(folder, (*own, *_own_of(head["trainer"], head["code"])), head["max_bytes"])
+        self._model, self._schema = model, ModelSchema.from_json(head["schema"])
+        return {"inputs": model.inputs, "size": unpacked_bytes(folder)}, b""
+
+    def _own(self, head: dict[str, Any], _: bytes) -> tuple[dict[str, Any], bytes]:
+        return {"own": list(_own_of(head["trainer"], head["code"]))}, b""
+
+    def _predict(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        assert self._model is not None
+        assert self._schema is not None
+        found: Predictions = self._model.predictions(wire.unpack_frame(head, body), self._schema)
+        return wire.pack_predictions(found, self._schema)
+
+    def _time(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        assert self._model is not None
+        assert self._schema is not None
+        return {"seconds": self._model.processor_seconds(wire.unpack_frame(head, body), self._schema)}, b""
+
+    def _check(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        assert self._model is not None
+        assert self._schema is not None
+        check_estimator(self._model.estimator, self._model.wanted(wire.unpack_frame(head, body)), self._schema)
+        return {}, b""
+
+
+def _own_of(trainer: str, code: str | None) -> tuple[str, ...]:
+    """What a trainer's module says; it is imported for that, here and in no other process but its own."""
+    if code is not None and code not in sys.path:
+        sys.path.append(code)  # last: it replaces no module of anybody's
+    try:
+        return own_types(importlib.import_module(trainer.partition(":")[0]))
+    except Exception as exc:
+        raise UnusableModel(f"cannot be opened: {trainer} cannot be imported in a scorer: {exc}"[:500]) from exc
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
