@@ -25,7 +25,7 @@ check: install           ## lint, types, layers
 	$(BIN)/lint-imports
 
 test: check              ## everything, against real Kafka, MLflow and Prometheus where they can be started
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: install           ## the budget table of docs/performance.md
 	$(BIN)/python -m bench

@@ -34,6 +34,7 @@ from monitor.outcomes import OutcomeWriter
 from monitor.plan import ModelPlan, plans
 from monitor.progress import DRIFT, PERFORMANCE
 from monitor.supervisor import job_history
+from monitor.units import Units
 from monitor.workers import Workers
 from retrain.store import open_store
 
@@ -112,10 +113,11 @@ class _World:
             plan,
             lake.clone(),
             ledger,
-            partial(workers.map, measure),
-            Metrics(),
+            partial(workers.each, measure),
+            metrics := Metrics(),
             partial(job_history, store),
             lambda *_: None,
+            Units(store.engine, metrics),
         )
         world = cls(days, lake, evaluator)
         world._store(plan, say)

@@ -14,8 +14,9 @@ from monitor.alerts import Unusable, read_alerts
 from monitor.errors import TransientError
 from monitor.lineage import serving_at
 from monitor.operate import Answer, answer, asked_by_person
-from monitor.status import statuses
+from monitor.status import FAULTS, fault_lines, statuses
 from monitor.triggers import Cause
+from monitor.units import recorded
 from monitor.web.views import Views
 from retrain import holds
 from retrain.audit import recent
@@ -60,9 +61,13 @@ class Actions:
     def ready(self) -> dict[str, str]:
         return self._daemon.metrics.ready.problems()
 
+    def faults(self) -> list[str]:
+        return [fault.to_words() for fault in self._daemon.units.faults()[:FAULTS]]
+
     def status(self) -> dict[str, Any]:
         daemon = self._daemon
-        return {"models": statuses(daemon.maintenance, daemon.ledger, daemon.store, datetime.now(UTC))}
+        found = statuses(daemon.maintenance, daemon.ledger, daemon.store, datetime.now(UTC))
+        return {"models": found, "faults": fault_lines(recorded(daemon.store.engine, ""))}
 
     def read_ahead(self) -> None:
         """Read what the first look at the page would otherwise wait for."""

@@ -24,6 +24,7 @@ from monitor.daemon import Daemon
 from monitor.errors import ConfigError, TransientError
 from monitor.evaluator import ModelEvaluator, lake_replaced
 from monitor.events import empty_frame
+from monitor.faults import Failed
 from monitor.ingest import Ingest, IngestPolicy, Writer
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
@@ -38,11 +39,13 @@ from monitor.outlets.openlineage import OpenLineage
 from monitor.outlets.sender import Outlet, Sender
 from monitor.outlets.webhook import Webhook
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
+from monitor.reference_folders import take_over_references
 from monitor.sections import Config
 from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
-from monitor.supervisor import SpecOf, Supervisor, job_history
+from monitor.supervisor import SpecOf, Supervisor, job_history, serving_versions
+from monitor.units import Units
 from monitor.workers import Workers
 from retrain.fields import Secret
 from retrain.request import RetrainRequest
@@ -78,6 +81,10 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     reporters = Workers(1)  # a report takes seconds: windows must not wait for it
     workers = Workers(config.daemon.measure_workers)
     measure_all = _measuring(config, workers)
+    units = Units(store.engine, metrics)
+    for plan in plans(loaded).values():
+        for text in take_over_references(Path(plan.reference.folder), plan.min_rows):
+            log.warning("reference_set_aside", model=plan.model, detail=text)
 
     def evaluator(plan: ModelPlan) -> ModelEvaluator:
         def on_breach(rule: str, key: WindowKey) -> None:
@@ -85,7 +92,8 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
             reporters.submit(make_report, task).add_done_callback(lambda done: _log_report(key, done))
 
         history = partial(job_history, store)
-        return ModelEvaluator(plan, lake.clone(), ledger, measure_all, metrics, history, on_breach)
+        serving = partial(serving_versions, store)
+        return ModelEvaluator(plan, lake.clone(), ledger, measure_all, metrics, history, on_breach, units, serving)
 
     stop = threading.Event()
     daemon = Daemon(
@@ -106,6 +114,7 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
         champions=Champions(store, config.tracking_uri, lambda question: reporters.map(ask, [question])[0]),
         listener=_listen(config.http.host, config.http.port),
         annotator=_annotator(config, ledger, store, metrics, stop),
+        units=units,
         senders=[Sender(o, store.engine, metrics, stop, lambda: daemon.leads) for o in _outlets(config, store)],
         stop=stop,
         reload=threading.Event(),
@@ -114,14 +123,14 @@ def build(loaded: LoadedConfig, config_path: Path | None = None) -> Daemon:
     return daemon
 
 
-def _measuring(config: Config, workers: Workers) -> Callable[[Sequence[MeasureTask]], Sequence[MeasureResult]]:
+def _measuring(config: Config, workers: Workers) -> Callable[[Sequence[MeasureTask]], Sequence[MeasureResult | Failed]]:
     """On this machine, or by one of its processes on a Ray cluster."""
     ray = config.engine.ray
     if ray is None or ray.measure is None:
-        return partial(workers.map, measure)
+        return partial(workers.each, measure)
     batch = Batch(ray.measure, ray.runtime_env, ())
 
-    def on_cluster(tasks: Sequence[MeasureTask]) -> Sequence[MeasureResult]:
+    def on_cluster(tasks: Sequence[MeasureTask]) -> Sequence[MeasureResult | Failed]:
         return workers.map(measure_on_cluster, [replace(batch, tasks=tuple(tasks))])[0] if tasks else ()
 
     return on_cluster

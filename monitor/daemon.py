@@ -1,7 +1,8 @@
 """The running daemon: everything wired by `monitor.build`, then poll, tick, supervise, until told to stop.
 
-Invariant: constructed means usable; a signal only sets an event. A bug in any loop ends the process with a traceback
-and without committing, so that the next start repeats what was not durable.
+Invariant: constructed means usable; a signal only sets an event. What fails is set aside by `monitor.units`, and all
+else goes on; a bug in the polling loop alone ends the process, without committing, so that the next start repeats what
+was not durable.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
 import structlog
-from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.date import DateTrigger
@@ -32,6 +33,7 @@ from monitor.config import LoadedConfig, load
 from monitor.configured import note_configuration
 from monitor.errors import ConfigError, TransientError
 from monitor.evaluator import ModelEvaluator
+from monitor.faults import Unit, UnitKind
 from monitor.ingest import Ingest
 from monitor.lake import Lake, Table, day
 from monitor.ledger import Ledger
@@ -44,6 +46,7 @@ from monitor.sections import Config
 from monitor.state_folder import StateFolder
 from monitor.supervisor import Supervisor
 from monitor.triggers import Cause
+from monitor.units import Units
 from monitor.web.app import build_app
 from monitor.workers import Workers
 from retrain.config import MaintenanceConfig
@@ -56,6 +59,7 @@ log = structlog.get_logger()
 EXIT_WITHIN = 9.5
 """Seconds after which a stop is forced; the lake makes that safe."""
 LEASE = timedelta(seconds=30)
+_SUPERVISION = Unit(UnitKind.SUPERVISION)
 ASK_EVERY = 60.0
 """Seconds between two looks at who is champion in the registry."""
 
@@ -82,6 +86,7 @@ class Daemon:
     champions: Champions
     annotator: Annotator | None
     senders: list[Sender]
+    units: Units
     stop: threading.Event
     reload: threading.Event
     scheduler: BackgroundScheduler | None = None
@@ -144,20 +149,25 @@ class Daemon:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
             executors={"default": ThreadPoolExecutor(10), "outlets": ThreadPoolExecutor(max(1, len(self.senders)))},
         )
-        scheduler.add_listener(self._on_job_error, EVENT_JOB_ERROR | EVENT_JOB_MISSED)
         now = datetime.now(UTC)
         every = self.config.daemon.tick.total_seconds()
         scheduler.add_job(self.tick, IntervalTrigger(seconds=every), id="tick", next_run_time=now)
-        scheduler.add_job(self.supervise, IntervalTrigger(seconds=min(2.0, every)), id="supervise")
+        often = IntervalTrigger(seconds=min(2.0, every))
+        scheduler.add_job(self._apart, often, args=[_SUPERVISION, self.supervise], id="supervise")
         if self.annotator is not None:  # a job of its own: a Grafana that hangs keeps nothing else waiting
-            scheduler.add_job(self.annotate, IntervalTrigger(seconds=min(5.0, every)), id="annotate")
+            often = IntervalTrigger(seconds=min(5.0, every))
+            scheduler.add_job(self._apart, often, args=[Unit(UnitKind.ANNOTATIONS), self.annotate], id="annotate")
         for sender in self.senders:
-            often, name = IntervalTrigger(seconds=min(5.0, every)), sender.outlet.name
-            scheduler.add_job(self.tell, often, args=[sender], id=f"outlet:{name}", executor="outlets")
-        maintain = self.config.lake.maintain_every.total_seconds()
-        scheduler.add_job(self.maintain, IntervalTrigger(seconds=maintain), id="maintain")
-        scheduler.add_job(self.look_at_champions, IntervalTrigger(seconds=ASK_EVERY), id="champions")
-        scheduler.add_job(actions.read_ahead, IntervalTrigger(seconds=30), id="read_ahead", next_run_time=now)
+            often, unit = IntervalTrigger(seconds=min(5.0, every)), Unit(UnitKind.OUTLET, subject=sender.outlet.name)
+            telling = [unit, partial(self.tell, sender)]
+            scheduler.add_job(self._apart, often, args=telling, id=f"outlet:{sender.outlet.name}", executor="outlets")
+        for seconds, kind, work in (
+            (self.config.lake.maintain_every.total_seconds(), UnitKind.MAINTENANCE, self.maintain),
+            (ASK_EVERY, UnitKind.CHAMPIONS, self.look_at_champions),
+        ):
+            scheduler.add_job(self._apart, IntervalTrigger(seconds=seconds), args=[Unit(kind), work], id=kind.value)
+        reading = [Unit(UnitKind.PAGE), actions.read_ahead]
+        scheduler.add_job(self._apart, IntervalTrigger(seconds=30), args=reading, id="read_ahead", next_run_time=now)
         self._schedule_retrains(scheduler)
         scheduler.start()
         return scheduler
@@ -167,9 +177,17 @@ class Daemon:
             job_id = f"schedule:{model}"
             if evaluator.plan.schedule:
                 cron = cron_trigger(evaluator.plan.schedule, UTC)
-                scheduler.add_job(self.on_schedule, cron, args=[model], id=job_id, replace_existing=True)
+                planned = [Unit(UnitKind.SCHEDULE, model), partial(self.on_schedule, model)]
+                scheduler.add_job(self._apart, cron, args=planned, id=job_id, replace_existing=True)
             elif scheduler.get_job(job_id) is not None:
                 scheduler.remove_job(job_id)
+
+    def _apart(self, unit: Unit, work: Callable[[], None]) -> None:
+        """A periodic job: its failure is its own."""
+        try:
+            self.units.run(unit, work, datetime.now(UTC))
+        except TransientError as exc:
+            log.warning("job_waits", job=unit.to_words(), detail=str(exc))
 
     def tick(self) -> None:
         """Evaluate every model, if this replica leads. One model's trouble is not the others'."""
@@ -197,11 +215,14 @@ class Daemon:
 
     def _evaluate(self, model: str, evaluator: ModelEvaluator) -> list[str]:
         """As far as the events of one model allow. Answers what stood in the way."""
-        more = True
+        unit, more = Unit(UnitKind.MODEL, model), True
         while more and self.leads and not self.stop.is_set():
             self.busy_since = time.monotonic()
+            now = datetime.now(UTC)
             try:
-                more = evaluator.tick(datetime.now(UTC))
+                if (found := self.units.run(unit, partial(evaluator.tick, now), now)) is None:
+                    evaluator.reset()
+                more = bool(found)
             except TransientError as exc:
                 return [f"{model}: {exc}"]
         return []
@@ -211,6 +232,7 @@ class Daemon:
         now = datetime.now(UTC)
         leads = self.ledger.lead("evaluator", self.folder.holder, now, now + LEASE)
         if leads and not self.leads:
+            self.units.load()
             for evaluator in list(self.evaluators.values()):
                 evaluator.take_over()
         self.leads = leads
@@ -254,6 +276,7 @@ class Daemon:
         try:
             if self.leads:
                 self._maintain_lake(now)
+                self.units.forget(now, self.evaluators)
             clean_reports(self.folder.reports, now - self.config.daemon.report_retention)
         except (TransientError, OSError) as exc:
             self.metrics.maintenance.labels("failed").inc()
@@ -299,10 +322,6 @@ class Daemon:
             if self.scheduler is not None:
                 again = DateTrigger(now + timedelta(minutes=1))
                 self.scheduler.add_job(self.on_schedule, again, args=[model, due])
-
-    def _on_job_error(self, event: JobExecutionEvent) -> None:
-        if event.exception is not None and not self.stop.is_set():
-            self._fail(event.exception)
 
     def _guard(self, loop: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:

@@ -7,8 +7,9 @@ begins, so a kill between any two loses and doubles nothing. The first to commit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -16,23 +17,26 @@ import structlog
 
 from monitor.decider import Decider, JobHistoryOf
 from monitor.errors import TransientError
+from monitor.faults import Failed, Unit, UnitKind
 from monitor.judging import Records
 from monitor.lake import Conflict, HistoryGone, Lake, Table, collect
 from monitor.ledger import Ledger
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup
-from monitor.measurement import Measure, WindowKey
+from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.measurement_table import to_rows, windows_in
 from monitor.metrics import Metrics
 from monitor.outcomes import ROWS, OutcomeWriter
 from monitor.phases import Phase
 from monitor.plan import ModelPlan
-from monitor.progress import DRIFT, PERFORMANCE, Progress
+from monitor.progress import DRIFT, PERFORMANCE, Followed, Progress
 from monitor.triggers import Cause, Suppressed
+from monitor.units import Units
 from monitor.windows import superseded
 from retrain.request import RetrainRequest
 
 log = structlog.get_logger()
 
+_FULL = -1
 MAX_TASKS = 64
 """Windows measured in one tick at most, so that a backlog leaves ticks short."""
 
@@ -45,12 +49,16 @@ class ModelEvaluator:
         plan: ModelPlan,
         lake: Lake,
         ledger: Ledger,
-        measure: Callable[[Sequence[MeasureTask]], Sequence[MeasureResult]],
+        measure: Callable[[Sequence[MeasureTask]], Sequence[MeasureResult | Failed]],
         metrics: Metrics,
         job_history: JobHistoryOf,
         on_breach: Callable[[str, WindowKey], None],
+        units: Units,
+        serving: Callable[[str], Collection[str]] = lambda _model: (),
     ):
         self.plan = plan
+        self._units = units
+        self._serving = serving
         self._lake = lake
         self._ledger = ledger
         self._measure_all = measure
@@ -61,15 +69,16 @@ class ModelEvaluator:
             lake, plan.model, plan.windows.max_delay, metrics.orphan_labels.labels(plan.model).inc
         )
         self._warmed: dict[str, str] = {}
+        self._referenced: set[str] = set()
         self._exported = False
 
     def tick(self, now: datetime) -> bool:
         """Advance everything as far as the events allow. True when there is more to do at once."""
         try:
             joined = self.outcomes.advance()
-            late = self.progress.follow(now)
-            self._note(joined, late)
-            results = self._measure()
+            followed = self.progress.follow(now, partial(self._serving, self.plan.model))
+            self._note(joined, followed)
+            results = self._measure(now)
             self._store(results, now)
             self._judge(now)
             self._decider.trigger(now, self._count_outcomes)
@@ -77,7 +86,7 @@ class ModelEvaluator:
             log.info("evaluation_superseded", model=self.plan.model, detail=str(exc))
             self.reset()
             return True
-        return len(results) >= MAX_TASKS
+        return bool(self._due(now))
 
     def take_over(self) -> None:
         """Another replica may have judged meanwhile: export what stands, and not what stood here before.
@@ -90,11 +99,14 @@ class ModelEvaluator:
         """Drop everything derived; the next tick rebuilds it from the lake."""
         self.outcomes.reset()
         self.progress.reset()
+        self._referenced.clear()
 
-    def _note(self, joined: int, late: int) -> None:
+    def _note(self, joined: int, followed: Followed) -> None:
         model, m = self.plan.model, self._metrics
         m.outcomes.labels(model).inc(joined)
-        m.late_rows.labels(model).inc(late)
+        m.late_rows.labels(model).inc(followed.late)
+        m.other_version_rows.labels(model).inc(followed.others)
+        m.other_versions.labels(model).set(self.progress.live.others)
         pending = self.outcomes.pending
         m.pending_labels.labels(model).set(pending.height if pending is not None else 0)
         if self.progress.mark is not None:
@@ -102,13 +114,61 @@ class ModelEvaluator:
 
     # -- measuring
 
-    def _measure(self) -> Sequence[MeasureResult]:
-        due = list(self.progress.to_measure())[:MAX_TASKS]
+    def _measure(self, now: datetime) -> Sequence[MeasureResult]:
+        due = self._due(now)
         started = time.monotonic()
-        results = self._measure_all([self._task(key, kind) for key, kind in due])
-        if results:
-            self._metrics.measure_seconds.observe((time.monotonic() - started) / len(results))
-        return results
+        found = self._measure_all([self._task(key, kind) for key, kind in due])
+        if found:
+            self._metrics.measure_seconds.observe((time.monotonic() - started) / len(found))
+        results = [self._settled(key, kind, result, now) for (key, kind), result in zip(due, found, strict=True)]
+        return [result for result in results if result is not None]
+
+    def _due(self, now: datetime) -> list[tuple[WindowKey, str]]:
+        """What is measured next. Of a version without a reference no more than the windows that will become it: what
+        comes after them is compared with them, however many windows have come at once."""
+        due: list[tuple[WindowKey, str]] = []
+        room: dict[str, int] = {}
+        for key, kind in self.progress.to_measure():
+            if len(due) == MAX_TASKS:
+                break
+            if key.version not in self._referenced and key not in self.progress.drift_measured:
+                missing = room.setdefault(key.version, self._missing(key.version))
+                if missing == _FULL:
+                    continue
+                if missing and kind == DRIFT and self.progress.windows[key].rows >= self.plan.min_rows:
+                    room[key.version] = missing - 1 or _FULL
+            if self._units.due(_unit(key, kind), now):
+                due.append((key, kind))
+        return due
+
+    def _missing(self, version: str) -> int:
+        """How many windows more make the reference of a version that has none."""
+        return self.plan.warmup_windows - len(self._warm_windows(version))
+
+    def _warm_windows(self, version: str) -> list[WindowKey]:
+        """The first measured windows of a version with enough rows to say anything."""
+        rows = self.progress.drift_measured
+        enough = (k for k, count in rows.items() if k.version == version and count >= self.plan.min_rows)
+        return sorted(enough)[: self.plan.warmup_windows]
+
+    def _settled(self, key: WindowKey, kind: str, found: MeasureResult | Failed, now: datetime) -> MeasureResult | None:
+        """The result, None when it must be tried again; of a window that is given up, that it was."""
+        unit, reference = _unit(key, kind), Unit(UnitKind.REFERENCE, key.model, key.version)
+        if isinstance(found, Failed):
+            fault = self._units.failed(unit, found, now, may_give_up=True)
+            if not fault.given_up:
+                return None
+            state = self.progress.windows[key]
+            told = Measurement(Measure.FAILED, 1.0, state.rows, reason=found.error)
+            return MeasureResult(key, kind == PERFORMANCE, state.rows, state.labelled, "", (told,))
+        self._units.done(unit)
+        if found.problem:
+            self._units.failed(reference, Failed(found.problem), now)
+        else:
+            self._units.done(reference)
+        if found.reference or self.plan.reference.path:
+            self._referenced.add(key.version)
+        return found
 
     def _task(self, key: WindowKey, kind: str) -> MeasureTask:
         plan = self.plan
@@ -139,8 +199,11 @@ class ModelEvaluator:
             raise
         self.progress.sequence += 1
         for result in results:
-            dropped = self._metrics.measurements.update(result.key, result.measurements)
-            self._metrics.series_dropped.labels(self.plan.model).inc(dropped)
+            if (
+                result.rows >= self.plan.min_rows
+            ):  # of fewer there is nothing to say, and strays would use up the series
+                dropped = self._metrics.measurements.update(result.key, result.measurements)
+                self._metrics.series_dropped.labels(self.plan.model).inc(dropped)
             kind = PERFORMANCE if result.performance else DRIFT
             self._metrics.windows.labels(self.plan.model, kind).inc()
         self._warm_up(results)
@@ -165,8 +228,7 @@ class ModelEvaluator:
     def _warm_up(self, results: Iterable[MeasureResult]) -> None:
         """Freeze the first windows of a version that came without a reference: rows first, labels when final."""
         for version in {r.key.version for r in results if not r.reference or r.reference.startswith("warmup:")}:
-            known = {k for k in (*self.progress.drift_measured, *self.progress.final) if k.version == version}
-            first = sorted(known)[: self.plan.warmup_windows]
+            first = self._warm_windows(version)
             if len(first) < self.plan.warmup_windows:
                 continue
             labelled = all(k in self.progress.final for k in first)
@@ -174,9 +236,10 @@ class ModelEvaluator:
             if self._warmed.get(version) in (stage, "labelled"):
                 continue
             folder = Path(self.plan.reference.folder)
-            frozen = freeze_warmup(self._lake, first, folder, labelled=labelled)
+            frozen = freeze_warmup(self._lake, first, folder, with_labels=labelled)
             self._warmed[version] = stage
             if frozen is not None:
+                self._referenced.add(version)
                 log.info("reference_frozen", model=self.plan.model, version=version, stage=stage, windows=len(first))
 
     # -- judging
@@ -232,6 +295,10 @@ class ModelEvaluator:
     def _count_outcomes(self) -> int:
         """Outcomes ever appended: unlike the rows stored, retention does not take from it."""
         return self._lake.position(Table.OUTCOMES, self.plan.model, ROWS) or 0
+
+
+def _unit(key: WindowKey, kind: str) -> Unit:
+    return Unit(UnitKind.WINDOW, key.model, f"{key.version} {key.end:%Y-%m-%dT%H:%M:%SZ} {kind}")
 
 
 def lake_replaced(table: str, version: int, judged: int) -> str:

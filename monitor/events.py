@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import re
+import traceback
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -21,7 +22,17 @@ import orjson
 import polars as pl
 
 from monitor import tolerant
-from monitor.event_columns import UTC_US, lake_columns, read_time, wire_schema
+from monitor.event_columns import (
+    LONGEST_TEXT,
+    UTC_US,
+    lake_columns,
+    read_time,
+    representable,
+    short,
+    wire_schema,
+    with_classes,
+    with_names,
+)
 from monitor.rejects import Rejected, RejectReason
 from monitor.sources import Records, Stream
 from retrain.schema import FeatureKind, ModelSchema, Task
@@ -94,7 +105,45 @@ Canonical = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
 
 
 def decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, ModelSchema], limits: Limits) -> Decoded:
-    """Decode records of one stream for the models in `schemas`."""
+    """Decode records of one stream for the models in `schemas`. A record that this module has a bug with is found by
+    halving, and rejected: one record must not stop all."""
+    try:
+        return _decode(stream, records, schemas, limits)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, one record is to blame
+        groups = [group for group in records if group.values]
+        if sum(len(group.values) for group in groups) == 1:
+            (group,) = groups
+            why = "".join(traceback.format_exception_only(exc)).strip()[:200]
+            value = group.values[0] or b""
+            rejected = Rejected(stream, group.partition, group.offsets[0], RejectReason.UNREADABLE, why, value)
+            return Decoded({}, [rejected], {})
+        return _together([decode(stream, half, schemas, limits) for half in _halves(groups)])
+
+
+def _halves(groups: Sequence[Records]) -> Iterator[list[Records]]:
+    """The same records in two parts; positions to commit are not looked at here."""
+    if len(groups) > 1:
+        yield list(groups[: len(groups) // 2])
+        yield list(groups[len(groups) // 2 :])
+        return
+    (group,) = groups
+    middle = len(group.values) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        yield [replace(group, offsets=group.offsets[part], values=group.values[part])]
+
+
+def _together(parts: Sequence[Decoded]) -> Decoded:
+    frames: dict[str, list[pl.DataFrame]] = {}
+    unknown: Counter[str] = Counter()
+    for part in parts:
+        for model, frame in part.frames.items():
+            frames.setdefault(model, []).append(frame)
+        unknown.update(part.unknown_fields)
+    rejected = [r for part in parts for r in part.rejected]
+    return Decoded({model: pl.concat(found) for model, found in frames.items()}, rejected, unknown)
+
+
+def _decode(stream: Stream, records: Sequence[Records], schemas: Mapping[str, ModelSchema], limits: Limits) -> Decoded:
     batch = _gather(stream, records)
     rows = _screen(batch, limits)
     frames: dict[str, pl.DataFrame] = {}
@@ -201,7 +250,9 @@ def _suspicious(stream: Stream, schema: ModelSchema) -> pl.Expr:
     columns = [pl.col("prediction_id"), pl.col("model")]
     if stream is Stream.PREDICTIONS:
         columns.append(pl.col("model_version"))
-        columns += [pl.col("features").struct.field(f.name) for f in schema.features if f.kind is FeatureKind.CATEGORY]
+        columns += [
+            pl.col("features").struct.field(f.name) for f in schema.features if f.kind is not FeatureKind.NUMBER
+        ]
         columns += [pl.col("segment").struct.field(s) for s in schema.segments]
     if schema.task is not Task.REGRESSION:
         columns.append(pl.col("prediction" if stream is Stream.PREDICTIONS else "label"))
@@ -292,16 +343,16 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
     outcome = "prediction" if batch.stream is Stream.PREDICTIONS else "label"
     missing = RejectReason.NO_PREDICTION if outcome == "prediction" else RejectReason.NO_LABEL
     earliest, latest = limits.now - limits.max_age, limits.now + limits.max_future
-    wrong_outcome = pl.col(outcome).is_null()
     if schema.task is Task.REGRESSION:
-        wrong_outcome = wrong_outcome | ~pl.col(outcome).is_finite()
+        wrong_outcome = representable(pl.col(outcome)).is_null()
     else:
-        wrong_outcome = wrong_outcome | (pl.col(outcome) == "")
+        wrong_outcome = short(pl.col(outcome)).fill_null("") == ""
+        frame = with_classes(frame, outcome, schema.classes)
     if batch.stream is Stream.LABELS:  # only a hint: an absurd one is no hint, not a reason to refuse the label
         hint = read_time("prediction_ts")
         frame = frame.with_columns(prediction_at=pl.when(hint.is_between(earliest, latest)).then(hint))
     frame = frame.with_columns(at=read_time("ts")).with_columns(
-        why=pl.when(pl.col("prediction_id").fill_null("") == "")
+        why=pl.when(short(pl.col("prediction_id")).fill_null("") == "")
         .then(pl.lit(RejectReason.NO_ID.value))
         .when(pl.col("model").fill_null("") != schema.model)
         .then(pl.lit(RejectReason.UNKNOWN_MODEL.value))
@@ -322,11 +373,16 @@ def _check(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema, limits: Limi
             _reject_model(batch, [row], model)
         else:
             reason = RejectReason(why)
-            batch.reject(row, reason, f"ts {ts!r}"[:120] if reason in _ABOUT_TIME else "")
+            batch.reject(row, reason, f"ts {ts!r}"[:120] if reason in _ABOUT_TIME else _ABOUT_TEXT.get(reason, ""))
     return frame.filter(pl.col("why").is_null()).drop("why")
 
 
 _ABOUT_TIME = frozenset({RejectReason.NO_TIMESTAMP, RejectReason.TOO_OLD, RejectReason.IN_FUTURE})
+_ABOUT_TEXT = {
+    RejectReason.NO_ID: f"prediction_id: a text of 1 to {LONGEST_TEXT} bytes, or a number",
+    RejectReason.NO_PREDICTION: f"prediction: a class of 1 to {LONGEST_TEXT} bytes; for a regression a finite number",
+    RejectReason.NO_LABEL: f"label: a class of 1 to {LONGEST_TEXT} bytes; for a regression a finite number",
+}
 
 
 _FIELDS = {
@@ -339,6 +395,8 @@ _FIELDS = {
 
 def _lake_frame(batch: _Batch, frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
     origins = batch.origins()
+    if batch.stream is Stream.PREDICTIONS:
+        frame = with_names(frame, schema)
     if frame.height != origins.height:
         origins = origins[frame["row"]]
     return frame.select(*lake_columns(batch.stream, schema)).hstack(origins)

@@ -32,6 +32,7 @@ class Measure(StrEnum):
     LATENCY_P99 = "latency_p99"
     LABEL_COVERAGE = "label_coverage"
     LABEL_DELAY = "label_delay"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Measurement:
     worse than the reference the metric is (positive = worse, whichever way the metric runs), in the metric's
     units; `performance_drop_ratio` is that over the reference's absolute value. `drifted` and `threshold` are set for
     drift measures only; `value` is then the test's p-value or distance.
+
+    `failed` is 1 in a window that could not be measured, with the reason, and is there in no other.
 
     `interval` is the value's 95 % interval, where it has one. `p_value` is the chance of a value at least as extreme in
     a window of this size when nothing has changed (calibrated on the reference; None: not known). `standard_error`

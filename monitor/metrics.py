@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from monitor.activity import ActivityKind
+from monitor.faults import UnitKind
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.phases import Phase
 from monitor.rejects import RejectReason
@@ -168,6 +169,7 @@ _INTERVALS = (
 )
 
 
+_FAULT_STATES = {False: "waiting", True: "given_up"}
 COMPONENTS = ("source", "lake", "control", "evaluation")
 """What must work for driftd to be ready."""
 
@@ -332,7 +334,30 @@ class Metrics:
         self.deliveries = Counter(
             "driftd_event_deliveries", "Events told to webhooks, topics, servers", ("outlet", "outcome"), registry=r
         )
+        self.unit_failures = Counter(
+            "driftd_unit_failures", "Failures of a window, a reference, a model, a job of the daemon's", ("kind",),
+            registry=r,
+        )  # fmt: skip
+        self.faults = Gauge(
+            "driftd_faults", "What has failed and not succeeded since: tried again, or given up", ("model", "state"),
+            registry=r,
+        )  # fmt: skip
+        self.other_versions = Gauge(
+            "driftd_other_versions", "Versions with rows of late that are beyond windows.max_versions: not measured",
+            ("model",), registry=r,
+        )  # fmt: skip
+        self.other_version_rows = Counter("driftd_other_version_rows", "Their predictions", ("model",), registry=r)
+        self._faulty: set[tuple[str, str]] = set()
         self.maintenance = Counter("driftd_lake_maintenance", "Compaction and retention runs", ("outcome",), registry=r)
+
+    def set_faults(self, counts: Mapping[tuple[str, bool], int]) -> None:
+        """(model, or empty for the daemon's own; whether it was given up) -> how many."""
+        found = {(model, _FAULT_STATES[given_up]): count for (model, given_up), count in counts.items()}
+        for at in self._faulty - found.keys():
+            self.faults.labels(*at).set(0)
+        for at, count in found.items():
+            self.faults.labels(*at).set(count)
+        self._faulty |= found.keys()
 
     def count_decision(self, decision: RetrainRequest | Suppressed) -> None:
         """Count what was put on record for a cause."""
@@ -361,6 +386,8 @@ class Metrics:
             self.source_errors.labels(kind)
         for kind in ("assigned", "revoked", "lost"):
             self.rebalances.labels(kind)
+        for unit_kind in UnitKind:
+            self.unit_failures.labels(unit_kind.value)
         for stream in Stream:
             for reason in RejectReason:
                 self.dead_letters.labels(stream.value, reason.value)
@@ -371,17 +398,19 @@ class Metrics:
                 self.events.labels(model, stream.value)
             for per_model in (
                 self.unknown_fields, self.outcomes, self.pending_labels, self.orphan_labels, self.late_rows,
-                self.series_dropped,
+                self.series_dropped, self.other_versions, self.other_version_rows,
             ):  # fmt: skip
                 per_model.labels(model)
+            for state in _FAULT_STATES.values():
+                self.faults.labels(model, state)
             for kind in ("drift", "performance"):
                 self.windows.labels(model, kind)
             for against in SuppressReason:
                 self.suppressed.labels(model, against.value)
             for trigger in TriggerKind:
                 self.requests.labels(model, trigger.value)
-            for state in JobState:
-                self.jobs.labels(model, state.value)
+            for job_state in JobState:
+                self.jobs.labels(model, job_state.value)
             for kind in ActivityKind:
                 self.activity_at.labels(model, kind.value)
             for trial in (self.challenger_traffic, self.trial_rows, self.trial_rows_needed):

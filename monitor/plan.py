@@ -95,6 +95,7 @@ def _plan(loaded: LoadedConfig, section: ModelConfig, schema: ModelSchema) -> Mo
             idle_after=windows.idle_after,
             min_coverage=windows.min_coverage,
             max_delay=windows.max_delay,
+            max_versions=windows.max_versions,
         ),
         min_rows=windows.min_rows,
         warmup_windows=section.reference.warmup_windows,

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from retrain.schema import FeatureKind, ModelSchema, Task
+from monitor.errors import ConfigError
+from monitor.tables import read_table
+from retrain.schema import LARGEST, FeatureKind, ModelSchema, Task
 
 _DTYPES: Mapping[FeatureKind, pl.DataType] = {
     FeatureKind.NUMBER: pl.Float64(),
@@ -69,18 +71,46 @@ _RESERVED = frozenset(
     | {"latency_ms", "invalid_features"}
 )
 _MAX_CLASSES = 1000
+_BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def read_file(path: Path) -> pl.DataFrame:
-    """A Parquet, CSV or NDJSON file. Raises OSError, or ValueError when it is none of these."""
-    readers = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".ndjson": pl.read_ndjson}
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in readers:
-        raise ValueError(f"must end in one of {', '.join(readers)} (got {path.name!r})")
+    """A Parquet, CSV or NDJSON file, as `driftd init` reads it. Raises OSError, or ValueError when it is none."""
     try:
-        return readers[suffix](path)  # type: ignore[operator,no-any-return]
-    except pl.exceptions.PolarsError as exc:
-        raise ValueError(str(exc)) from exc
+        return read_table(path)
+    except ConfigError as exc:
+        raise ValueError(exc.problems[0].removeprefix(f"{path}: ")) from exc
+    except pl.exceptions.PanicException as exc:
+        raise ValueError(f"cannot be read: {exc}"[:300]) from exc
+
+
+def open_reference(path: Path, schema: ModelSchema) -> pl.DataFrame:
+    """A file's rows as windows are compared with them. Raises OSError, or ValueError when there are none."""
+    found = measurable(to_lake_columns(read_file(path), schema), schema)
+    if not found.height:
+        raise ValueError("holds no rows, or none of the configured columns")
+    return found
+
+
+def gaps(frame: pl.DataFrame, schema: ModelSchema) -> list[str]:
+    """Features that an opened reference has no value of: nothing of theirs can be compared."""
+    return [f.name for f in schema.features if not usable(column(frame, f.column, f.kind)).len()]
+
+
+def measurable(frame: pl.DataFrame, schema: ModelSchema) -> pl.DataFrame:
+    """With numbers that nothing can be computed from as missing ones: NaN, infinite answers and scores, and whatever
+    is beyond `retrain.schema.LARGEST`. An infinite feature stays: it is counted as invalid."""
+    answers = [*schema.score_columns, *(("prediction", "label") if schema.task is Task.REGRESSION else ())]
+    numbers = [f.column for f in schema.features if f.kind is FeatureKind.NUMBER]
+    fine = {c: pl.col(c).abs() <= LARGEST for c in answers}
+    fine |= {c: (pl.col(c).abs() <= LARGEST) | pl.col(c).is_infinite() for c in numbers}
+    known = {c: test for c, test in fine.items() if c in frame.columns and frame.schema[c].is_float()}
+    return frame.with_columns(pl.when(test & pl.col(c).is_not_nan()).then(pl.col(c)) for c, test in known.items())
+
+
+def labelled(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with a label and an answer."""
+    return frame.drop_nulls(["label", "prediction"]) if "label" in frame.columns else frame
 
 
 def infer_features(path: Path) -> tuple[dict[str, FeatureKind], tuple[str, ...]]:
@@ -150,7 +180,9 @@ def column(frame: pl.DataFrame, name: str, kind: FeatureKind) -> pl.Series:
     if series.dtype == dtype:
         return series
     if kind is FeatureKind.BOOL and series.dtype == pl.String:
-        return series.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+        return series.str.to_lowercase().replace_strict(_BOOLS, default=None, return_dtype=pl.Boolean)
+    if kind is FeatureKind.BOOL and series.dtype.is_numeric():
+        return series.cast(pl.Float64).replace_strict({0.0: False, 1.0: True}, default=None, return_dtype=pl.Boolean)
     return series.cast(dtype, strict=False)
 
 

@@ -25,6 +25,7 @@ class RejectReason(StrEnum):
     IN_FUTURE = "in_future"
     NO_PREDICTION = "no_prediction"
     NO_LABEL = "no_label"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,9 @@ class WindowConfig(Section):
     )
     min_rows: int = Field(100, ge=1, description="windows with fewer rows are UNDECIDED")
     max_rows: int = Field(200_000, ge=100, description="a larger window is measured on a seeded sample")
+    max_versions: int = Field(
+        50, ge=1, le=1000, description="versions measured at once, those with the most rows; others are only counted"
+    )
     min_coverage: Share = Field(0.9, description="share of labelled rows that makes performance final")
     max_delay: Duration = Field(
         parse_duration("30d"),
@@ -170,6 +173,8 @@ class RuleConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> RuleConfig:
         drift = self.measure in (Measure.FEATURE_DRIFT, Measure.PREDICTION_DRIFT, Measure.LABEL_DRIFT)
+        if self.measure is Measure.FAILED:
+            raise ValueError("no rule can watch windows that cannot be measured: the alert DriftdWorkFailing does")
         if self.above is not None and self.below is not None:
             raise ValueError("give above or below, not both: write two rules")
         _calibratable(self)

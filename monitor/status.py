@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from monitor.faults import Fault
 from monitor.ledger import REQUESTED, Decision, Ledger
 from monitor.phases import Phase
+from monitor.units import recorded
 from retrain.config import MaintenanceConfig
 from retrain.holds import why_held
 from retrain.states import IN_FLIGHT
 from retrain.store import AliasMove, Job, Store
+
+FAULTS = 20
+"""Faults of one model that are told."""
 
 
 def statuses(
@@ -22,12 +27,26 @@ def statuses(
 ) -> dict[str, dict[str, Any]]:
     """`model_status` of each of `models`, which are given with their maintenance windows."""
     return {
-        model: model_status(model, ledger, store, held=why_held(store.engine, model, maintenance, now))
+        model: model_status(
+            model,
+            ledger,
+            store,
+            held=why_held(store.engine, model, maintenance, now),
+            faults=recorded(store.engine, model),
+        )
         for model, maintenance in models.items()
     }
 
 
-def model_status(model: str, ledger: Ledger, store: Store, *, held: str = "", decisions: int = 10) -> dict[str, Any]:
+def model_status(
+    model: str,
+    ledger: Ledger,
+    store: Store,
+    *,
+    held: str = "",
+    faults: Sequence[Fault] = (),
+    decisions: int = 10,
+) -> dict[str, Any]:
     """Rules, decisions and jobs of one model; JSON values only. `held`: see `retrain.holds.why_held`."""
     records = ledger.rule_records(model)
     jobs = store.list_jobs(model, limit=decisions)
@@ -39,6 +58,7 @@ def model_status(model: str, ledger: Ledger, store: Store, *, held: str = "", de
         "champion": moves[0].version if moves else None,
         "state": "firing" if firing else "ok" if records else "no windows yet",
         "held": held or None,
+        "faults": fault_lines(faults),
         "summary": summary(decided, jobs),
         "rules": [
             {
@@ -60,6 +80,11 @@ def model_status(model: str, ledger: Ledger, store: Store, *, held: str = "", de
         "jobs": [job_line(j) for j in jobs],
         "champions": champions(moves),
     }
+
+
+def fault_lines(faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    """The newest of what has failed and not succeeded since, as data and in words."""
+    return [{**fault.to_json(), "words": fault.to_words()} for fault in faults[:FAULTS]]
 
 
 def champions(moves: Sequence[AliasMove]) -> list[dict[str, Any]]:

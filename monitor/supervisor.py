@@ -149,6 +149,15 @@ class Supervisor:
                 )
 
 
+def serving_versions(store: Store, model: str) -> set[str]:
+    """Versions that an alias points at, or lately did, and that of a job under way."""
+    moves = store.champion_moves(model)[:1]
+    found = {v for move in moves for v in (move.version, move.previous_version) if v is not None}
+    job = store.last_job(model)
+    version = job.result.get("version") if job is not None else None
+    return found | ({str(version)} if version is not None else set())
+
+
 def job_history(store: Store, model: str, now: datetime) -> JobHistory:
     """What triggers must know of a model's jobs."""
     in_flight = store.in_flight(model)

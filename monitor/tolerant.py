@@ -56,14 +56,14 @@ def read_event(obj: dict[str, Any], stream: Stream, schema: ModelSchema) -> tupl
     return clean, broken
 
 
-def _feature(value: Any, kind: FeatureKind) -> float | str | bool | None:
+def _feature(value: Any, kind: FeatureKind) -> float | str | None:
     match kind:
         case FeatureKind.NUMBER:
             return None if isinstance(value, bool) else _number(value)
         case FeatureKind.CATEGORY:
             return text(value)
         case FeatureKind.BOOL:
-            return value if isinstance(value, bool) else None
+            return text(value)
 
 
 def _number(value: Any) -> float | None:

@@ -29,6 +29,7 @@ class WindowPolicy:
     idle_after: timedelta
     min_coverage: float
     max_delay: timedelta
+    max_versions: int = 50
 
 
 @dataclass(frozen=True, slots=True)

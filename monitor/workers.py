@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from monitor.errors import TransientError
+from monitor.faults import Failed
 from retrain.isolation import keep_to_oneself
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+_LOST = Failed("its process was lost: killed, or out of memory", lost=True)
 
 
 class Workers:
-    """`count` processes, started with the first task. `timeout` bounds one task in seconds."""
+    """`count` processes, started with the first task. `timeout` bounds one task in seconds, `memory` the address space
+    of a process in bytes."""
 
-    def __init__(self, count: int, timeout: float = 600.0):
+    def __init__(self, count: int, timeout: float = 600.0, memory: int | None = None):
         self._count = count
         self._timeout = timeout
+        self._memory = memory
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
         self._ended = False
@@ -40,6 +46,29 @@ class Workers:
         except (BrokenProcessPool, TimeoutError) as exc:
             self.close()
             raise TransientError(f"a measuring process was lost: {exc or 'it hung'}") from exc
+
+    def each(self, function: Callable[[_T], _R], tasks: Iterable[_T]) -> list[_R | Failed]:
+        """Results in order, and for tasks that gave none why not. One that takes its process down is found by giving
+        each that was lost with it a process of its own. Raises TransientError when driftd is stopping."""
+        given = list(tasks)
+        futures = [self.submit(function, task) for task in given]
+        found: list[_R | Failed] = [self._outcome(future) for future in futures]
+        for at, task in enumerate(given):
+            if found[at] is _LOST:
+                self.close()
+                found[at] = self._outcome(self.submit(function, task))
+        return found
+
+    def _outcome(self, future: Future[Any]) -> Any:
+        try:
+            return future.result(timeout=self._timeout)
+        except (BrokenProcessPool, CancelledError):
+            return _LOST
+        except TimeoutError:
+            self.close()
+            return Failed(f"had not come to an end after {self._timeout:g} s")
+        except Exception as exc:  # noqa: BLE001 - a unit's, told as a value to `monitor.units`
+            return Failed.of(exc)
 
     def submit(self, function: Callable[[_T], _R], task: _T) -> Future[_R]:
         with self._lock:
@@ -57,7 +86,7 @@ class Workers:
                 self._count,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_become_worker,
-                initargs=(os.getpid(),),
+                initargs=(os.getpid(), self._memory),
             )
         return self._pool
 
@@ -78,12 +107,17 @@ class Workers:
                 process.kill()
 
 
-def _become_worker(parent: int) -> None:
+def _become_worker(parent: int, memory: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
     keep_to_oneself()
     os.environ["DO_NOT_TRACK"] = "1"
+    if memory is not None:
+        os.environ |= {"POLARS_MAX_THREADS": "1", "RUST_BACKTRACE": "0"}  # both take memory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words are no lines of the log
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    Path("/proc/self/oom_score_adj").write_text("500")  # before the daemon itself
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

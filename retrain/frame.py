@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from retrain.schema import FeatureKind, ModelSchema, Task
+from retrain.schema import LARGEST, FeatureKind, ModelSchema, Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def features_frame(rows: pl.DataFrame, schema: ModelSchema) -> pd.DataFrame:
-    """pandas frame with the bare feature names in schema order: numbers float64 (missing NaN), categories strings
-    and bools, both as objects (missing None); a bool column without missing values has dtype bool."""
+    """pandas frame with the bare feature names in schema order: numbers float64 (NaN where they are missing, not
+    finite, or beyond `LARGEST`), categories strings and bools, both as objects (missing None); a bool column without
+    missing values has dtype bool."""
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -26,7 +27,8 @@ def features_frame(rows: pl.DataFrame, schema: ModelSchema) -> pd.DataFrame:
         values = rows[feature.column]
         match feature.kind:
             case FeatureKind.NUMBER:
-                columns[feature.name] = values.cast(pl.Float64).to_numpy()
+                numbers = values.cast(pl.Float64).to_numpy()
+                columns[feature.name] = np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
             case FeatureKind.CATEGORY:
                 columns[feature.name] = np.array(values.cast(pl.String).to_list(), dtype=object)
             case FeatureKind.BOOL:

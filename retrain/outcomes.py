@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from retrain.errors import RowsGone, TransientError
-from retrain.schema import ModelSchema, Task
+from retrain.schema import LARGEST, ModelSchema, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def _read(
         raise TransientError(f"outcomes table: {exc}") from exc
     rows = rows.with_columns(pl.lit(None, pl.String).alias(c) for c in wanted if c not in names)
     label = pl.col("label").cast(pl.Float64 if numeric else pl.String, strict=False)
-    usable = label.is_finite() if numeric else label.is_in(list(schema.classes))
+    usable = label.is_finite() & (label.abs() <= LARGEST) if numeric else label.is_in(list(schema.classes))
     kept = rows.with_columns(label).filter(usable.fill_null(False)).sort("ts", "prediction_id").select(wanted)
     return kept, len(rows) - len(kept)
 

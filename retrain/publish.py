@@ -18,6 +18,7 @@ from retrain.aliases import CHALLENGER
 from retrain.evaluate import Evaluation, Side
 from retrain.gates import GateResult
 from retrain.markdown import to_html
+from retrain.names import path_name
 from retrain.provenance import git_commit
 from retrain.quality import Comparison
 from retrain.registry import MODEL_PATH, Registry
@@ -97,8 +98,8 @@ def log_failure(registry: Registry, spec: JobSpec, snapshot: Snapshot, at: datet
 
 def log_report(registry: Registry, run_id: str, spec: JobSpec) -> None:
     """The newest window report of the version that caused the job, if this machine has one."""
-    version = str(spec.request.evidence.get("version") or "").replace("/", "_")
-    if not version or not spec.reports or not Path(spec.reports).is_dir():
+    version = path_name(str(spec.request.evidence.get("version") or ""))
+    if not spec.request.evidence.get("version") or not spec.reports or not Path(spec.reports).is_dir():
         return
     found = sorted(f for f in Path(spec.reports).iterdir() if f.name.startswith(f"{version}-") and f.suffix == ".html")
     if found:

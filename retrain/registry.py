@@ -3,8 +3,9 @@
 Invariant: every call can be repeated after a crash: runs and versions are found again by the job's tag; of those made
 twice because an answer was lost (MLflow's client asks again by itself) the first is kept. Trouble
 with the connection, and answers of 5xx, leave as `TransientError`; MLflow's own retries are cut short so that one
-back-off, ours, governs. MLflow has no compare-and-set for aliases: `promote` re-reads before it writes, and what
-happens in between (milliseconds) is last-write-wins.
+back-off, ours, governs. So does an answer that is not MLflow's (a proxy's page, a login, an expired token): only what
+MLflow itself says is not there is not there. MLflow has no compare-and-set for aliases: `promote` re-reads before it
+writes, and what happens in between (milliseconds) is last-write-wins.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ _STORE_ERRORS = (
     ("boto3.exceptions", "S3UploadFailedError"),
     ("azure.core.exceptions", "AzureError"),
     ("google.api_core.exceptions", "GoogleAPICallError"),
+    ("google.protobuf.json_format", "ParseError"),  # JSON, but not MLflow's
+    ("json", "JSONDecodeError"),
 )
+_REFUSED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND")
+"""A person has to act, and then it goes on."""
 
 
 class NotThere(Exception):
@@ -103,6 +108,8 @@ class Registry:
                 everything = {JOB_TAG: job_id, KEY_TAG: key, **{k: v[:5000] for k, v in tags.items()}}
                 client.create_run(experiment_id, tags=everything, run_name=job_id[:200])
                 found = runs()
+            if not found:
+                raise TransientError("a run was made and is not found: is that an MLflow?")
             for twin in found[1:]:
                 client.delete_run(twin.info.run_id)
             return str(found[0].info.run_id)
@@ -169,6 +176,8 @@ class Registry:
             except MlflowException as exc:
                 if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            if _registered(client, name) is None:
+                raise TransientError(f"the registered model {name!r} was made and is not found: is that an MLflow?")
 
             def versions() -> list[str]:
                 found = client.search_model_versions(f"run_id = '{run_id}'")
@@ -180,6 +189,8 @@ class Registry:
                     name, source, run_id, tags={k: v[:5000] for k, v in tags.items()}, await_creation_for=60
                 )
                 made = versions()
+            if not made:
+                raise TransientError("a version was made and is not found: is that an MLflow?")
             for twin in made[1:]:
                 client.delete_model_version(name, twin)
             return made[0]
@@ -191,15 +202,11 @@ class Registry:
 
     def set_tag(self, name: str, key: str, value: str | None) -> None:
         """A tag of the registered model; None removes it."""
-        from mlflow.exceptions import MlflowException
-
         with self._talking() as client:
-            try:
-                found = client.get_registered_model(name).tags.get(key)
-            except MlflowException as exc:
-                if exc.error_code != "RESOURCE_DOES_NOT_EXIST" or value is not None:
-                    raise
+            model = _registered(client, name)
+            if model is None and value is None:
                 return
+            found = None if model is None else model.tags.get(key)
             if value is None and found is not None:
                 client.delete_registered_model_tag(name, key)
             elif value is not None and found != value:
@@ -207,15 +214,9 @@ class Registry:
 
     def pointers(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
         """Aliases -> versions, and tags, of a registered model; both empty without one."""
-        from mlflow.exceptions import MlflowException
-
         with self._talking() as client:
-            try:
-                model = client.get_registered_model(name)
-            except MlflowException as exc:
-                if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}, {}
-                raise
+            if (model := _registered(client, name)) is None:
+                return {}, {}
             return {alias: str(version) for alias, version in model.aliases.items()}, dict(model.tags)
 
     def resolve_alias(self, name: str, alias: str) -> str | None:
@@ -251,8 +252,7 @@ class Registry:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             with self._talking() as client:
-                source = client.get_model_version_download_uri(name, version)
-                return self._download(source, folder)
+                return self._download(_source(client, name, version), folder)
         except NotThere as exc:
             raise UnusableModel(f"is not in the registry any more: {exc}"[:500]) from exc
 
@@ -262,7 +262,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         with self._talking() as client:
-            source = client.get_model_version_download_uri(name, version)
+            source = _source(client, name, version)
             try:
                 path = self._download(f"{source}/MLmodel", folder)
             except MlflowException as exc:
@@ -272,7 +272,7 @@ class Registry:
     def fetch_reference(self, name: str, version: str, folder: Path) -> Path | None:
         """Downloads the reference logged with a version; None when its run has none."""
         with self._talking() as client:
-            run_id = client.get_model_version(name, version).run_id
+            run_id = _version(client, name, version).run_id
         return self.fetch_run_reference(run_id, folder) if run_id else None
 
     def fetch_run_reference(self, run_id: str, folder: Path) -> Path | None:
@@ -320,14 +320,24 @@ class Registry:
                 yield self._client
         except _away() as exc:
             if _GONE.search(str(exc)):
-                raise NotThere(f"{type(exc).__name__}: {exc}") from exc
-            raise TransientError(f"{type(exc).__name__}: {exc}") from exc
+                raise NotThere(f"{type(exc).__name__}: {_words(exc)}") from exc
+            raise TransientError(f"{type(exc).__name__}: {_words(exc)}") from exc
         except MlflowException as exc:
-            if exc.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or _GONE.search(str(exc)):
-                raise NotThere(str(exc)) from exc
-            if exc.get_http_status_code() >= 500 or exc.get_http_status_code() == 429:
-                raise TransientError(str(exc)) from exc
+            if exc.error_code == "RESOURCE_DOES_NOT_EXIST" or _GONE.search(str(exc)):
+                raise NotThere(_words(exc)) from exc
+            status = exc.get_http_status_code()
+            if status >= 500 or status == 429 or exc.error_code in _REFUSED or _ANSWER.search(str(exc)):
+                raise TransientError(_words(exc)) from exc
             raise
+
+
+_ANSWER = re.compile(r"^API request to endpoint .* failed with error code \d")
+"""What MLflow's client says of an answer that is no JSON object: somebody else has answered."""
+
+
+def _words(exc: Exception) -> str:
+    """Bounded, on one line: it may hold somebody's whole page."""
+    return " ".join(str(exc).split())[:300]
 
 
 def _away() -> tuple[type[Exception], ...]:
@@ -366,6 +376,29 @@ def fetch_reference(tracking_uri: str, name: str, version: str, folder: Path) ->
 
 
 def _alias(client: Any, name: str, alias: str) -> str | None:
+    model = _registered(client, name)
+    version = None if model is None else model.aliases.get(alias)
+    return None if version is None else str(version)
+
+
+def _version(client: Any, name: str, version: str) -> Any:
+    found = client.get_model_version(name, version)
+    if (found.name, str(found.version)) != (name, version):
+        raise TransientError(f"asked for version {version} of {name!r}, something else answered: is that an MLflow?")
+    return found
+
+
+def _source(client: Any, name: str, version: str) -> str:
+    """Where a version's directory is."""
+    _version(client, name, version)
+    if not (source := client.get_model_version_download_uri(name, version)):
+        raise TransientError(f"no place is told for version {version} of {name!r}: is that an MLflow?")
+    return str(source)
+
+
+def _registered(client: Any, name: str) -> Any:
+    """None when MLflow says that there is no such model. Raises TransientError when it is another's answer: without
+    the check any JSON object would be a model without aliases."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -374,5 +407,6 @@ def _alias(client: Any, name: str, alias: str) -> str | None:
         if exc.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    version = model.aliases.get(alias)
-    return None if version is None else str(version)
+    if model.name != name:
+        raise TransientError(f"asked for the registered model {name!r}, something else answered: is that an MLflow?")
+    return model

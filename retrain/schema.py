@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+LARGEST = 1e100
+"""A number beyond this is treated as missing: a sum of squares of such could not be represented."""
+
 
 class Task(StrEnum):
     BINARY = "binary"

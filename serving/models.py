@@ -7,12 +7,12 @@ that is away.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ class Models:
 
 def share_point(prediction_id: str) -> float:
     """A number in [0, 1) that belongs to the id."""
-    return zlib.crc32(prediction_id.encode()) / 2**32
+    return int.from_bytes(hashlib.blake2b(prediction_id.encode(), digest_size=6).digest()) / 2**48
 
 
 def open_model(settings: ServiceSettings, folder: Path) -> LoadedModel:
@@ -126,14 +126,17 @@ class Follower:
         self._poked.set()
 
     def follow(self) -> None:
-        """Look at the registry and load what is new."""
+        """Look at the registry and load what is new. Whatever goes wrong, what answers now goes on answering."""
         try:
             wanted = self._wanted()
         except TransientError as exc:
             self._on_failure()
             log.warning("registry_away", detail=str(exc)[:300], serving=self._serving())
-            self.current = self.current or self._baked()
-            return
+            wanted = self.current or self._baked()
+        except Exception:
+            self._on_failure()
+            log.exception("registry_not_followed", serving=self._serving())
+            wanted = self.current or self._baked()
         if wanted is not None and wanted is not self.current:
             self.current = wanted
             self._on_change(wanted)
@@ -165,10 +168,13 @@ class Follower:
             with tempfile.TemporaryDirectory() as folder:
                 files = self._registry.fetch_model(self._settings.registered_model, version, Path(folder) / "model")
                 model = self._open(files)
-        except UnusableModel as exc:
+        except TransientError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a stranger's files: refused, whatever they did
             self._refused[version] = time.monotonic() + RETRY_AFTER
             self._on_failure()
-            log.error("version_refused", version=version, detail=str(exc), serving=self._serving())
+            detail = str(exc) if isinstance(exc, UnusableModel) else f"{type(exc).__name__}: {exc}"
+            log.error("version_refused", version=version, detail=detail[:500], serving=self._serving())
             return None
         return Version(version, model)
 

@@ -29,7 +29,7 @@ from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
 from monitor.phases import Transition
 from monitor.plan import ModelPlan
-from monitor.reference import read_file, to_lake_columns
+from monitor.reference import measurable, open_reference
 from monitor.windows import WindowPolicy
 from retrain.database import open_engine
 from retrain.request import RetrainRequest
@@ -49,6 +49,7 @@ class Event:
     at: datetime
     step: Step
     key: WindowKey
+    rows: int
 
 
 Measured = dict[tuple[WindowKey, Step], tuple[Measurement, ...]]
@@ -155,10 +156,10 @@ class Replay:
             key = WindowKey(self._plan.model, version, start, end)
             found = self._measure(key, Step.CLOSED, partial(self._unlabelled, rows, version))
             self._note_closed(key, rows.height, found)
-            self._rows.noted(Event(at, Step.CLOSED, key))
+            self._rows.noted(Event(at, Step.CLOSED, key, rows.height))
             self._decide(key, found, at)
             if (final := final_at(rows, at, end, self._plan.windows, self._history.until)) is not None:
-                yield Event(final, Step.FINAL, key)
+                yield Event(final, Step.FINAL, key, rows.height)
 
     def _unlabelled(self, rows: pl.DataFrame, version: str) -> list[Measurement]:
         return measure_unlabelled(rows, self._rows.yardstick(version), self._plan.settings)
@@ -254,14 +255,14 @@ class RecordedRows:
         self._final: dict[str, set[WindowKey]] = {}
 
     def window(self, start: datetime, end: datetime) -> pl.DataFrame:
-        frame = self._history.between(start, end)
+        frame = measurable(self._history.between(start, end), self._plan.schema)
         if "label" in frame.columns:
             return frame
         return frame.with_columns(label=pl.lit(None, pl.String), label_ts=pl.lit(None, UTC_US))
 
     def yardstick(self, version: str) -> Yardstick | None:
         if version not in self._yardsticks and (path := self._reference(version)) is not None:
-            frame = to_lake_columns(read_file(path), self._plan.schema)
+            frame = open_reference(path, self._plan.schema)
             self._yardsticks[version] = yardstick_on(frame, path.name, self._plan)
         return self._yardsticks.get(version)
 
@@ -277,7 +278,7 @@ class RecordedRows:
             return
         closed, final = self._closed.setdefault(version, []), self._final.setdefault(version, set())
         if event.step is Step.CLOSED:
-            if len(closed) < wanted:
+            if len(closed) < wanted and event.rows >= self._plan.min_rows:
                 closed.append(event.key)
                 if len(closed) == wanted:
                     self._freeze(version, None)

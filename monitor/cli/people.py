@@ -31,22 +31,28 @@ if TYPE_CHECKING:
 @with_config
 def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """What each model is doing and why it was, or was not, retrained."""
-    from monitor.status import statuses
+    from monitor.status import fault_lines, statuses
+    from monitor.units import recorded
 
     ledger, store = open_control(loaded)
     known_model(loaded, model)
     wanted = [model] if model else sorted(loaded.schemas)
     maintenance = {m: loaded.config.models[m].retrain.maintenance for m in wanted}
     found = statuses(maintenance, ledger, store, datetime.now(UTC))
+    own = fault_lines(recorded(store.engine, ""))
     if as_json:
-        click.echo(json.dumps({"models": found}, indent=2))
+        click.echo(json.dumps({"models": found, "faults": own}, indent=2))
         return
+    for fault in own:
+        click.secho(f"driftd: {fault['words']}", fg="red")
     for name, entry in found.items():
         champion = f"champion version {entry['champion']}" if entry["champion"] else "no recorded champion"
         click.secho(f"{name}: {entry['state']} ({champion})", bold=True)
         click.echo(f"  {entry['summary']}")
         if entry["held"]:
             click.secho(f"  held: {entry['held']}", fg="yellow")
+        for fault in entry["faults"]:
+            click.secho(f"  {fault['words']}", fg="red")
         for rule in entry["rules"]:
             click.echo(f"  {rule['phase']:9} {rule['rule']} [version {rule['version']}]: {rule['reason']}")
         for decision in entry["decisions"][:5]:

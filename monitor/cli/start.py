@@ -39,11 +39,13 @@ def run(ctx: click.Context) -> None:
 @click.pass_context
 def check(ctx: click.Context, as_json: bool) -> None:
     """Check the configuration and list every mistake at once (exit 2 if there is one)."""
+    from monitor.check import check_references
     from monitor.config import load
     from monitor.errors import ConfigError
 
     try:
         loaded = load(ctx.obj)
+        notes = check_references(loaded)
     except ConfigError as exc:
         if as_json:
             click.echo(json.dumps({"ok": False, "problems": exc.problems}, indent=2))
@@ -58,7 +60,8 @@ def check(ctx: click.Context, as_json: bool) -> None:
     }
     config = loaded.config
     if as_json:
-        click.echo(json.dumps({"ok": True, "digest": config.digest(), "models": models}, indent=2))
+        found = {"ok": True, "digest": config.digest(), "models": models, "notes": notes}
+        click.echo(json.dumps(found, indent=2))
         return
     click.echo(f"{loaded.path}: good (digest {config.digest()})")
     source = (
@@ -69,6 +72,8 @@ def check(ctx: click.Context, as_json: bool) -> None:
     click.echo(f"  mlflow   {config.tracking_uri}")
     for name, model in models.items():
         click.echo(f"  model    {name}: {model['task']}, {model['features']} features")
+    for note in notes:
+        click.secho(f"  note     {note}", fg="yellow")
 
 
 @click.command()

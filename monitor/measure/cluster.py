@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import TransientError
+from monitor.faults import Failed
 from monitor.measure.worker import (
     MeasureResult,
     MeasureTask,
@@ -51,28 +52,41 @@ class Reference:
     content: bytes
 
 
-def measure_on_cluster(batch: Batch) -> list[MeasureResult]:
-    """Results in order. Raises TransientError when the cluster, the lake or the registry is away."""
+def measure_on_cluster(batch: Batch) -> list[MeasureResult | Failed]:
+    """Results in order, and for tasks that gave none why not. Raises TransientError when the cluster is away."""
     import ray
 
     _connect(batch)
     remote = ray.remote(num_cpus=1, max_retries=3)(_measure_on_node)
     shipped: dict[Path, Any] = {}
-    running = []
+    running: list[Any] = []
     try:
         for task in batch.tasks:
-            path = obtain_reference(task.reference, task.key.version)
-            if path is not None and path not in shipped:
-                shipped[path] = ray.put(_packed(path, task))
-            running.append(remote.remote(task, None if path is None else shipped[path]))
-        return list(ray.get(running, timeout=TIMEOUT))
-    except ray.exceptions.RayTaskError as exc:
-        if isinstance(exc.cause, Exception):
-            raise exc.cause from exc
-        raise
+            try:
+                path = obtain_reference(task.reference, task.key.version)
+                if path is not None and path not in shipped:
+                    shipped[path] = ray.put(_packed(path, task))
+                running.append(remote.remote(task, None if path is None else shipped[path]))
+            except (TransientError, OSError) as exc:
+                running.append(Failed.of(exc))
+        started = [r for r in running if not isinstance(r, Failed)]
+        ray.wait(started, num_returns=len(started), timeout=TIMEOUT) if started else None
+        return [r if isinstance(r, Failed) else _result(r) for r in running]
     except (ray.exceptions.RayError, ConnectionError) as exc:
         ray.shutdown()
         raise TransientError(f"Ray at {batch.address}: {type(exc).__name__}: {exc}"[:300]) from exc
+
+
+def _result(running: Any) -> MeasureResult | Failed:
+    import ray
+
+    try:
+        found: MeasureResult = ray.get(running, timeout=0)
+    except ray.exceptions.RayTaskError as exc:
+        return Failed.of(exc.cause if isinstance(exc.cause, Exception) else exc)
+    except ray.exceptions.GetTimeoutError:
+        return Failed(f"had not come to an end after {TIMEOUT:g} s")
+    return found
 
 
 def _connect(batch: Batch) -> None:

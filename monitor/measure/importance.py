@@ -43,7 +43,11 @@ def _importance(frame: Any, schema: ModelSchema, answer: str) -> dict[str, float
     from sklearn.preprocessing import OrdinalEncoder
 
     table = features_frame(frame, schema)
-    coded = [f.name for f in schema.features if f.kind is not FeatureKind.NUMBER]
+    empty = {name for name in table.columns if table[name].isna().all()}  # they move nothing, and cannot be binned
+    table = table.drop(columns=list(empty))
+    if table.empty:
+        return {}
+    coded = [f.name for f in schema.features if f.kind is not FeatureKind.NUMBER and f.name not in empty]
     if coded:
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan, max_categories=50)
         table[coded] = encoder.fit_transform(table[coded].astype(str))
@@ -65,12 +69,12 @@ def _importance(frame: Any, schema: ModelSchema, answer: str) -> dict[str, float
 
     plain = loss(inputs[test])
     gained = {}
-    for at, feature in enumerate(schema.features):
+    for at, name in enumerate(table.columns):
         shuffled = inputs[test].copy()
         worse = []
         for _ in range(REPEATS):
             shuffled[:, at] = rng.permutation(shuffled[:, at])
             worse.append(loss(shuffled) - plain)
-        gained[feature.name] = max(0.0, float(np.mean(worse)))
+        gained[name] = max(0.0, float(np.mean(worse)))
     total = sum(gained.values())
-    return {name: value / total for name, value in gained.items()} if total > 0 else {}
+    return {f.name: gained.get(f.name, 0.0) / total for f in schema.features} if total > 0 else {}

@@ -14,6 +14,7 @@ from monitor.lake import Lake
 from monitor.measure.worker import window_outcomes, window_predictions, yardstick_of
 from monitor.measurement import WindowKey
 from monitor.plan import ModelPlan
+from retrain.names import path_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class ReportTask:
     @property
     def path(self) -> Path:
         """`<folder>/<model>/<version>-<window end>.html`."""
-        name = f"{self.key.version}-{self.key.end:%Y%m%dT%H%M%S}.html".replace("/", "_")
+        name = f"{path_name(self.key.version)}-{self.key.end:%Y%m%dT%H%M%S}.html"
         return Path(self.folder) / self.key.model / name
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +25,8 @@ from monitor.join import first_predictions, last_outcomes
 from monitor.lake import Lake, Table, collect, day
 from monitor.measure.settings import Season, Settings
 from monitor.measurement import Measurement, WindowKey
-from monitor.reference import read_file, to_lake_columns
+from monitor.reference import labelled, measurable, open_reference
+from retrain.names import path_name
 
 if TYPE_CHECKING:
     from monitor.measure.yardstick import Yardstick
@@ -55,7 +58,8 @@ class MeasureTask:
 
 @dataclass(frozen=True, slots=True)
 class MeasureResult:
-    """`rows` and `labelled` count distinct predictions. `reference` names what was compared with, "" if nothing."""
+    """`rows` and `labelled` count distinct predictions. `reference` names what was compared with, "" if nothing.
+    `problem`: why the configured reference cannot be used, for the operator."""
 
     key: WindowKey
     performance: bool
@@ -63,24 +67,33 @@ class MeasureResult:
     labelled: int
     reference: str
     measurements: tuple[Measurement, ...]
+    problem: str = ""
+
+
+class UnusableReference(Exception):
+    """The file of a reference cannot be read, or holds what no window can be compared with; the text says why."""
 
 
 def measure(task: MeasureTask) -> MeasureResult:
     """Measure one window. Raises TransientError when the lake or the registry is away."""
     from monitor.measure.window import measure_labelled, measure_unlabelled  # heavy: not in the daemon's process
 
-    lake = Lake(task.lake_uri, task.storage_options)
-    predictions = window_predictions(lake, task.key)
-    yardstick = yardstick_of(task.reference, task.key.version, task.settings)
+    lake, schema = Lake(task.lake_uri, task.storage_options), task.settings.schema
+    predictions = measurable(window_predictions(lake, task.key), schema)
+    yardstick, problem = None, ""
+    try:
+        yardstick = yardstick_of(task.reference, task.key.version, task.settings)
+    except UnusableReference as exc:
+        problem = str(exc)
     name = yardstick.name if yardstick is not None else ""
     if not task.performance:
         compared = _season(lake, task) if task.season is not None else None
         found = measure_unlabelled(predictions, yardstick, task.settings, compared)
         name = compared.name if compared is not None else name
-        return MeasureResult(task.key, False, predictions.height, 0, name, tuple(found))
-    outcomes = window_outcomes(lake, task.key)
+        return MeasureResult(task.key, False, predictions.height, 0, name, tuple(found), problem)
+    outcomes = labelled(measurable(window_outcomes(lake, task.key), schema))
     found = measure_labelled(predictions, outcomes, yardstick, task.settings)
-    return MeasureResult(task.key, True, predictions.height, outcomes.height, name, tuple(found))
+    return MeasureResult(task.key, True, predictions.height, outcomes.height, name, tuple(found), problem)
 
 
 def window_predictions(lake: Lake, key: WindowKey) -> pl.DataFrame:
@@ -143,8 +156,10 @@ def yardstick_of(source: ReferenceSource, version: str, settings: Settings) -> Y
         return None
     folder = version_folder(source, version)
     name = f"{path.stem}:{version}" if path.parent == folder else f"file:{path.name}"
-    mtime_ns, keep = path.stat().st_mtime_ns, str(folder)
-    return _yardstick(name, str(path), mtime_ns, settings, source.max_rows, keep)
+    try:
+        return _yardstick(name, str(path), path.stat().st_mtime_ns, settings, source.max_rows, str(folder))
+    except (OSError, ValueError, pl.exceptions.PolarsError) as exc:
+        raise UnusableReference(f"{path}: {type(exc).__name__}: {exc}"[:500]) from exc
 
 
 def obtain_reference(source: ReferenceSource, version: str) -> Path | None:
@@ -170,32 +185,49 @@ def _frozen(source: ReferenceSource, version: str) -> Path | None:
 
 def version_folder(source: ReferenceSource, version: str) -> Path:
     """Where a version's references lie that driftd has found or made."""
-    return Path(source.folder) / version.replace("/", "_")
+    return Path(source.folder) / path_name(version)
 
 
 def _from_registry(source: ReferenceSource, version: str, target: Path) -> bool:
-    """Fetch the artifact logged with the version; remembers for this process that a version has none."""
-    if not version.isdigit() or source.tracking_uri is None:
+    """Fetch the artifact logged with the version; remembers for a while that a version has none, or is none of the
+    registry's."""
+    if not REGISTRY_VERSION.fullmatch(version) or source.tracking_uri is None:
         return False
-    if (source.tracking_uri, source.registered_model, version) in _WITHOUT:
+    known, now = (source.tracking_uri, source.registered_model, version), time.monotonic()
+    if now < _WITHOUT.get(known, 0.0):
         return False
+    if now < (away := _AWAY.get(source.tracking_uri, (0.0, "")))[0]:
+        raise TransientError(away[1])
     if source.tracking_uri.startswith("sqlite:///"):
         store = Path(source.tracking_uri.removeprefix("sqlite:///"))
         if not store.exists():
             return False
-    from retrain.registry import fetch_reference
+    from retrain.registry import NotThere, fetch_reference
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        found = fetch_reference(source.tracking_uri, source.registered_model, version, Path(folder))
+        try:
+            found = fetch_reference(source.tracking_uri, source.registered_model, version, Path(folder))
+        except NotThere:
+            found = None
+        except TransientError as exc:
+            _AWAY[source.tracking_uri] = (time.monotonic() + AWAY_FOR, str(exc))
+            raise
         if found is None:
-            _WITHOUT.add((source.tracking_uri, source.registered_model, version))
+            _WITHOUT[known] = time.monotonic() + ASK_AGAIN
             return False
         found.replace(target)
     return True
 
 
-_WITHOUT: set[tuple[str, str, str]] = set()
+REGISTRY_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+"""What MLflow numbers versions with; any other text names none of them."""
+ASK_AGAIN = 600.0
+"""Seconds after which the registry is asked again for a version that it did not have."""
+_WITHOUT: dict[tuple[str, str, str], float] = {}
+AWAY_FOR = 10.0
+"""Seconds in which a registry that is away is not asked again: many windows wait for it, and each would wait long."""
+_AWAY: dict[str, tuple[float, str]] = {}
 
 
 @lru_cache(maxsize=16)
@@ -203,24 +235,24 @@ def _yardstick(name: str, path: str, mtime_ns: int, settings: Settings, max_rows
     from monitor.measure.yardstick import Yardstick
 
     schema = settings.schema
-    frame = to_lake_columns(read_file(Path(path)), schema)
+    frame = open_reference(Path(path), schema)
     methods = tuple(sorted(settings.methods.items()))
     what = repr((path, mtime_ns, schema.to_json(), methods, settings.metrics, max_rows))
     identity = hashlib.sha256(what.encode()).hexdigest()[:12]
     return Yardstick(name, frame, settings, max_rows=max_rows, keep=Path(keep), identity=identity)
 
 
-def freeze_warmup(lake: Lake, windows: list[WindowKey], folder: Path, *, labelled: bool) -> str | None:
+def freeze_warmup(lake: Lake, windows: list[WindowKey], folder: Path, *, with_labels: bool) -> str | None:
     """Make a version's first windows its reference; again, with their labels, once those have come.
 
     Returns the file; None when there is nothing to freeze (labels never came): what stands stays.
     """
-    frames = [window_outcomes(lake, key) if labelled else window_predictions(lake, key) for key in sorted(windows)]
+    frames = [window_outcomes(lake, key) if with_labels else window_predictions(lake, key) for key in sorted(windows)]
     found = [f for f in frames if f.height]
     if not found:
         return None
     frame = pl.concat(found, how="diagonal_relaxed")
-    target = folder / windows[0].version.replace("/", "_") / ("labelled.parquet" if labelled else "warmup.parquet")
+    target = folder / path_name(windows[0].version) / ("labelled.parquet" if with_labels else "warmup.parquet")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     frame.write_parquet(partial)

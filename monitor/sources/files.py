@@ -5,8 +5,10 @@ replaced gets the next generation in its name, and that generation is on disk be
 delivered; rows of removed files are kept for that reason. Positions move only by `commit`.
 
 - `*.ndjson`, `*.jsonl`: complete lines; the offset is the byte where the line starts. Blank lines are skipped.
-- `*.parquet`: rows as NDJSON; the offset is the row number. Without its footer a file is tried again later.
-- Names that begin with `.` or `_`, and `*.tmp`, are not read, nor are folders named so.
+- `*.parquet`: rows as NDJSON; the offset is the row number. Without its footer a file is tried again later. They are
+  read in a process apart (`monitor.sources.parquet_rows`): a small file can hold more than fits in memory.
+- Names that begin with `.` or `_`, and `*.tmp`, are not read, nor are folders named so, nor symbolic links: whoever may
+  write events may not have driftd read any file of the machine.
 - A line longer than `max_message_bytes` is delivered as its first 64 KiB plus a note, which is no JSON: the
   decoder makes it a dead letter, and memory stays bounded.
 """
@@ -29,17 +31,28 @@ from typing import BinaryIO
 import structlog
 
 from monitor.errors import TransientError
+from monitor.faults import Failed
 from monitor.sources import Records, Stream
+from monitor.sources.parquet_rows import (
+    KEPT_OF_OVERSIZED,
+    MEMORY,
+    RowsTask,
+    cut,
+    identity_of,
+    open_below,
+    read_rows,
+)
+from monitor.workers import Workers
 
 log = structlog.get_logger(__name__)
 
 SUFFIXES = (".ndjson", ".jsonl", ".parquet")
 HEAD_BYTES = 1024  # of a file, to know it again
 FOOTER_BYTES = 8 * 1024
-KEPT_OF_OVERSIZED = 64 * 1024
 OVERSIZED_CHUNKS = 256  # MiB of one line read in a poll
 EXPANSION = 10  # bytes of JSON for a byte of Parquet, roughly
-RFC_3339 = "%Y-%m-%dT%H:%M:%S%.6fZ"
+ROWS_AT_FIRST = 256  # of a Parquet file, of which nobody knows yet how large they are
+READ_SECONDS = 30.0  # that the next rows of a Parquet file may take
 FILES_PER_POLL = 256
 TAKE_SECONDS = 0.5  # of looking into files before a poll returns to its caller
 SHARE = 4  # one file takes at most 1/SHARE of a poll: the others get their turn
@@ -91,6 +104,7 @@ class _File:
     mtime_ns: int = -1
     inode: int = -1
     rows: int | None = None  # of a Parquet file, once its footer was read
+    at_once: int = ROWS_AT_FIRST  # rows of a Parquet file that are asked for
     scanned: int = 0  # bytes after `position` known to hold no newline
     checked: bool = False  # identity compared since size, mtime or inode changed
     failed_since: float | None = None
@@ -101,6 +115,11 @@ class _File:
     def name(self) -> str:
         suffix = "" if self.generation == 1 else f"#{self.generation}"
         return f"file:{self.stream.value}/{self.path}{suffix}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Below the source's folder."""
+        return (self.stream.value, *self.path.split("/"))
 
     @property
     def left(self) -> int:
@@ -123,7 +142,8 @@ class FileSource:
         self._delivered: dict[str, _File] = {}  # by partition name, until the commit of all of it
         self._paused = False
         self._scan_at = 0.0
-        self._bad_folders: set[str] = set()
+        self._told: set[str] = set()  # paths that are reported already: folders, links
+        self._apart: Workers | None = None
 
     # --- Source
 
@@ -172,6 +192,8 @@ class FileSource:
         database, self._database = self._database, None
         if database is not None:
             database.close()
+        if self._apart is not None:
+            self._apart.close()
         self._files, self._waiting, self._queued = {}, deque(), set()
         self._delivered, self._scan_at = {}, 0.0
 
@@ -183,14 +205,15 @@ class FileSource:
         seen: set[tuple[Stream, str]] = set()
         fresh: list[_File] = []
         for stream in Stream:
-            for path, status in self._walk(self._settings.path / stream.value, ""):
+            for path, status in self._walk(self._settings.path / stream.value, f"{stream.value}/"):
+                path = path.removeprefix(f"{stream.value}/")
                 key = (stream, path)
                 seen.add(key)
                 file = self._files.get(key)
                 if file is None:
                     file = self._files[key] = self._recall(database, stream, path)
                     fresh.append(file)
-                changed = (status.st_size, status.st_mtime_ns, status.st_ino)
+                changed = identity_of(status)
                 if changed != (file.size, file.mtime_ns, file.inode):
                     file.size, file.mtime_ns, file.inode = changed
                     file.checked, file.failed_since, file.retry_at, file.rows = False, None, 0.0, None
@@ -205,17 +228,17 @@ class FileSource:
         self._scan_at = time.monotonic() + max(self._settings.rescan_interval, SCAN_DUTY * took)
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Paths relative to the stream's folder. A folder that cannot be read is reported and left out."""
+        """Paths relative to the source's folder. What cannot be read is reported and left out."""
         try:
+            if folder.is_symlink():
+                raise OSError("a symbolic link: not followed")
             entries = list(os.scandir(folder))
         except FileNotFoundError:
             return
         except OSError as error:
-            if str(folder) not in self._bad_folders:
-                self._bad_folders.add(str(folder))
-                self._report(f"{folder.name}/{prefix}", error.strerror or str(error))
+            self._tell(prefix, error.strerror or str(error))
             return
-        self._bad_folders.discard(str(folder))
+        self._told.discard(prefix)
         for entry in entries:
             name = entry.name
             if name.startswith((".", "_")) or name.endswith(".tmp"):
@@ -223,10 +246,12 @@ class FileSource:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._walk(folder / name, f"{prefix}{name}/")
-                elif name.endswith(SUFFIXES):
-                    status = entry.stat()
+                elif name.endswith(SUFFIXES) or (entry.is_symlink() and entry.is_dir()):
+                    status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
                         yield prefix + name, status
+                    elif entry.is_symlink():
+                        self._tell(prefix + name, "a symbolic link: not followed")
             except OSError:
                 continue  # removed meanwhile, or a dangling link
 
@@ -278,10 +303,10 @@ class FileSource:
     def _read(self, database: sqlite3.Connection, file: _File, records: int, size: int) -> Records | None:
         """The next records of one file; None when there is nothing to deliver now."""
         try:
-            with (self._settings.path / file.stream.value / file.path).open("rb") as handle:
+            with open_below(self._settings.path, file.parts) as handle:
                 self._recognise(database, file, handle)
                 if file.parquet:
-                    batch = _read_rows(file, handle, records, size)
+                    batch = self._read_rows(file, records, size)
                 else:
                     batch = _read_lines(file, handle, records, size, self._settings.max_message_bytes)
         except FileNotFoundError:
@@ -295,10 +320,35 @@ class FileSource:
         file.failed_since, file.reported = None, False
         return batch
 
+    def _read_rows(self, file: _File, records: int, size: int) -> Records | None:
+        """The next rows of a Parquet file; fewer where as many were too much for the process that reads."""
+        if file.rows is not None and file.position >= file.rows:
+            return None
+        if self._apart is None:
+            self._apart = Workers(1, READ_SECONDS, MEMORY)
+        rows = max(1, file.rows or ROWS_AT_FIRST)
+        expected = EXPANSION * file.size // rows + 1  # bytes of a row as JSON
+        while True:
+            count = max(1, min(records, size // expected, file.at_once))
+            task = RowsTask(
+                self._settings.path, file.parts, (file.size, file.mtime_ns, file.inode),
+                file.position, count, size, self._settings.max_message_bytes,
+            )  # fmt: skip
+            (found,) = self._apart.each(read_rows, [task])
+            if not isinstance(found, Failed):
+                break
+            if not found.lost or count == 1:
+                raise _UnreadableError(f"cannot be read as Parquet events: {found.error}", final=True)
+            file.at_once = max(1, count // 8)
+        if found.changed:
+            return None  # the next scan notices
+        file.at_once, file.rows = count * 2, found.total
+        offsets = range(file.position, file.position + len(found.values))
+        return Records(file.stream, file.name, offsets, found.values, offsets.stop) if offsets else None
+
     def _recognise(self, database: sqlite3.Connection, file: _File, handle: BinaryIO) -> None:
         """Compare the open file with what its position belongs to; another content is another generation."""
-        status = os.fstat(handle.fileno())
-        changed = (status.st_size, status.st_mtime_ns, status.st_ino)
+        changed = identity_of(os.fstat(handle.fileno()))
         if changed != (file.size, file.mtime_ns, file.inode):
             file.size, file.mtime_ns, file.inode = changed
             file.checked, file.rows = False, None
@@ -328,6 +378,12 @@ class FileSource:
         if not file.reported and (at_once or now - file.failed_since >= self._settings.unreadable_after):
             file.reported = True
             self._report(f"{file.stream.value}/{file.path}", reason)
+
+    def _tell(self, path: str, reason: str) -> None:
+        """Once, until it is well again."""
+        if path not in self._told:
+            self._told.add(path)
+            self._report(path, reason)
 
     def _report(self, path: str, reason: str) -> None:
         log.warning("file_unreadable", path=path, reason=reason)
@@ -418,35 +474,6 @@ def _read_oversized(file: _File, handle: BinaryIO) -> Records | None:
         if newline >= 0:
             length = file.scanned + newline
             file.scanned = 0
-            note = b"... [driftd: a line of %d bytes, cut]" % length
-            return Records(file.stream, file.name, [file.position], [kept + note], file.position + length + 1)
+            return Records(file.stream, file.name, [file.position], [cut(kept, length)], file.position + length + 1)
         file.scanned += len(chunk)
     return Records(file.stream, file.name, [], [], file.position)  # go on in the next poll
-
-
-def _read_rows(file: _File, handle: BinaryIO, records: int, size: int) -> Records | None:
-    """Rows of a Parquet file as JSON objects; times become RFC 3339 (UTC when they name no zone)."""
-    import polars as pl  # imported here: most installations have no Parquet events
-    import polars.selectors as cs
-
-    try:
-        handle.seek(0)
-        if file.rows is None:
-            file.rows = int(pl.scan_parquet(handle).select(pl.len()).collect().item())
-        if file.position >= file.rows:
-            return None
-        expected = EXPANSION * file.size // file.rows + 1  # bytes of a row as JSON
-        handle.seek(0)
-        frame = pl.scan_parquet(handle).slice(file.position, max(1, min(records, size // expected))).collect()
-        zoned = cs.datetime(time_zone="*")
-        frame = frame.drop(cs.binary()).with_columns(
-            zoned.dt.convert_time_zone("UTC").dt.strftime(RFC_3339),
-            (cs.datetime() - zoned).dt.strftime(RFC_3339),
-        )
-        values = frame.write_ndjson().encode().split(b"\n")
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _UnreadableError(f"cannot be read as Parquet events: {reason}", final=True) from error
-    values.pop()
-    offsets = range(file.position, file.position + len(values))
-    return Records(file.stream, file.name, offsets, values, offsets.stop)

@@ -30,10 +30,12 @@ from monitor.web.views import days_of
 
 
 class WebActions(Protocol):
-    """What the routes need of the daemon. `ready` answers {component: problem or ""}."""
+    """What the routes need of the daemon. `ready` answers {component: problem or ""}; `faults` what has failed and is
+    left out, which makes nobody unready."""
 
     def alive(self) -> str: ...
     def ready(self) -> Mapping[str, str]: ...
+    def faults(self) -> list[str]: ...
     def status(self) -> dict[str, Any]: ...
     def fleet(self) -> dict[str, Any]: ...
     def timeline(self, model: str, days: int) -> dict[str, Any]: ...
@@ -64,7 +66,8 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
     async def readyz(_: Request) -> Response:
         components = dict(actions.ready())
         bad = {name: text for name, text in components.items() if text}
-        body = {"ready": not bad, "components": {n: t or "ok" for n, t in components.items()}}
+        told = {n: t or "ok" for n, t in components.items()}
+        body = {"ready": not bad, "components": told, "faults": actions.faults()}
         return JSONResponse(body, status_code=503 if bad else 200)
 
     async def fleet_page(_: Request) -> Response:

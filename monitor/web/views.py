@@ -24,7 +24,8 @@ from monitor.measurement import WindowKey
 from monitor.phases import Phase
 from monitor.plan import ModelPlan
 from monitor.reference import answer_kind, read_file, sample, to_lake_columns
-from monitor.status import champions, job_line, summary
+from monitor.status import FAULTS, champions, job_line, summary
+from monitor.units import recorded
 from monitor.web.estimates import estimation
 from monitor.web.features import feature_line, features, segments
 from monitor.web.series import (
@@ -123,6 +124,7 @@ class Views:
             "coverage": newest_value(windows, "coverage"),
             "spark": measured["value"].tail(SPARK).to_list(),
             "held": self._held(plan, now),
+            "faults": self._faults(plan.model),
             "summary": summary(self._ledger.decisions(plan.model, 1), jobs),
         }
 
@@ -152,6 +154,7 @@ class Views:
             "champion": moves[0].version if moves else None,
             "champions": champions(moves),
             "held": self._held(plan, now),
+            "faults": self._faults(model),
             "paused": own_pause(self._store.engine, model, now) is not None,
             "summary": summary(self._ledger.decisions(model, 1), jobs),
             "state": state(current, windows.height),
@@ -208,6 +211,9 @@ class Views:
     def _held(self, plan: ModelPlan, now: datetime) -> str | None:
         """Why the model must be left as it is now."""
         return why_held(self._store.engine, plan.model, plan.retrain.maintenance, now) or None
+
+    def _faults(self, model: str) -> list[str]:
+        return [fault.to_words() for fault in recorded(self._store.engine, model)[:FAULTS]]
 
     def _plan(self, model: str) -> ModelPlan:
         plans = self._plans()

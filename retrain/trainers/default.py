@@ -1,11 +1,12 @@
 """The shipped trainer: histogram gradient boosting on whatever features the schema has.
 
-Invariant: missing values, unseen categories and categories without number are ordinary input, in training and when
-predicting; the same rows, seed and parameters give the same model.
+Invariant: missing values, empty columns, unseen categories and categories without number are ordinary input, in
+training and when predicting; the same rows, seed and parameters give the same model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from retrain.schema import FeatureKind, Task
@@ -79,6 +80,7 @@ def _found(
     from scipy.stats import loguniform
     from sklearn.pipeline import Pipeline
 
+    columns = _filled(frame)
     space = {
         "learning_rate": loguniform(0.02, 0.3),
         "max_iter": [50, 100, 200, 400],
@@ -86,7 +88,7 @@ def _found(
         "min_samples_leaf": [5, 10, 20, 50, 100],
         "l2_regularization": loguniform(1e-3, 10.0),
     }
-    model = Pipeline([("encode", _encoder(context)), ("boost", _booster(context, parameters))])
+    model = Pipeline([("encode", _encoder(context, columns)), ("boost", _booster(context, parameters, columns))])
     wanted = {f"boost__{name}": values for name, values in space.items() if name not in parameters}
     found = find(model, wanted, frame, labels, context, candidates, share)
     return {name.removeprefix("boost__"): value for name, value in found.items()}
@@ -95,8 +97,9 @@ def _found(
 def _fit(frame: pd.DataFrame, labels: pd.Series, context: TrainContext, parameters: dict[str, Any]) -> Any:
     from sklearn.pipeline import Pipeline
 
-    encoder = _encoder(context)
-    booster = _booster(context, parameters).fit(encoder.fit_transform(frame), labels)
+    columns = _filled(frame)
+    encoder = _encoder(context, columns)
+    booster = _booster(context, parameters, columns).fit(encoder.fit_transform(frame), labels)
     return Pipeline([("encode", encoder), ("boost", booster)])
 
 
@@ -126,13 +129,22 @@ def _weighted_spans(
     return [(length, w / sum(kept.values())) for length, w in kept.items()]
 
 
-def _encoder(context: TrainContext) -> Any:
+def _filled(frame: pd.DataFrame) -> frozenset[str]:
+    """The columns that can be learned from: an outage of a feature, or one that is not sent yet, leaves it empty.
+    Raises ValueError when all are."""
+    filled = frozenset(str(name) for name in frame.columns if frame[name].notna().any())
+    if not filled:
+        raise ValueError(f"all features are empty in the {len(frame)} rows to train on: {', '.join(frame.columns)}")
+    return filled
+
+
+def _encoder(context: TrainContext, columns: Container[str]) -> Any:
     """Categories first, as codes; rare ones share a code, unseen and missing ones are missing. Then the others."""
     import numpy as np
     from sklearn.compose import ColumnTransformer
     from sklearn.preprocessing import OrdinalEncoder
 
-    features = context.schema.features
+    features = [f for f in context.schema.features if f.name in columns]
     categories = [f.name for f in features if f.kind is FeatureKind.CATEGORY]
     others = [f.name for f in features if f.kind is not FeatureKind.CATEGORY]
     codes = OrdinalEncoder(
@@ -144,10 +156,10 @@ def _encoder(context: TrainContext) -> Any:
     return ColumnTransformer([("category", codes, categories), ("other", "passthrough", others)])
 
 
-def _booster(context: TrainContext, parameters: dict[str, Any]) -> Any:
+def _booster(context: TrainContext, parameters: dict[str, Any], columns: Container[str]) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    coded = sum(f.kind is FeatureKind.CATEGORY for f in context.schema.features)
+    coded = sum(f.kind is FeatureKind.CATEGORY and f.name in columns for f in context.schema.features)
     settings = {
         "categorical_features": list(range(coded)) or None,
         "early_stopping": False,

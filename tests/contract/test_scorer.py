@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -368,23 +369,22 @@ def test_one_that_is_told_to_stop_does_not_wait_for_its_answer(tmp_path: Path) -
 
 
 def test_nothing_is_left_of_scorers(tmp_path: Path) -> None:
-    def processes() -> set[str]:
-        found = set()
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if b"retrain.scorer.process" in entry.read_bytes():
-                    found.add(entry.parent.name)
-            except OSError:
-                continue
+    def processes(group: int) -> int:
+        """How many are in it; other tests have scorers of their own."""
+        found = 0
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                found += entry.read_text().rpartition(")")[2].split()[2] == str(group)
         return found
 
-    before, model = processes(), saved(tmp_path / "model", Acting("hang"), own=("tests.contract.",))
+    model = saved(tmp_path / "model", Acting("hang"), own=("tests.contract.",))
     with Scorers(dict(os.environ), Trust(("tests.contract.",))) as mine:
         for _ in range(3):
             mine.open(model, BINARY)
-        assert len(processes() - before) == 4
-        folder = mine._folder
-    assert not processes() - before
+        assert mine._process is not None
+        folder, group = mine._folder, mine._process.pid
+        assert processes(group) == 4
+    assert processes(group) == 0
     assert folder is not None
     assert not folder.exists()
 

@@ -54,6 +54,26 @@ def test_many_categories_unseen_ones_and_missing_values_are_ordinary_input() -> 
         assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("empty", ["feature_kind", "feature_amount"])
+def test_a_feature_that_is_empty_in_the_rows_of_a_span_or_in_all_is_left_out_there(empty: str) -> None:
+    rows = outcomes(3000)
+    n = pl.int_range(pl.len())
+    for sent in (n < 2000, n > 2000, pl.lit(False)):
+        given = rows.with_columns(pl.when(sent).then(empty).alias(empty))
+        model = fitted(given, BINARY, max_iter=10)
+        for frame in (features_frame(given.tail(20), BINARY), features_frame(rows.head(20), BINARY)):
+            scores = model.predictions(frame, BINARY).scores
+            assert scores is not None
+            assert np.isfinite(scores).all()
+
+
+def test_rows_without_any_feature_are_refused_by_name() -> None:
+    rows = outcomes(50)
+    rows = rows.with_columns(pl.lit(None, rows[c].dtype).alias(c) for c in rows.columns if c.startswith("feature_"))
+    with pytest.raises(ValueError, match=r"all features are empty in the 50 rows to train on: .*amount"):
+        fitted(rows, BINARY)
+
+
 def test_the_same_seed_gives_the_same_model() -> None:
     rows = outcomes(1500)
     frame = features_frame(rows, BINARY)

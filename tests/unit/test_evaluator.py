@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from monitor.config import from_dict
 from monitor.errors import TransientError
 from monitor.evaluator import ModelEvaluator
+from monitor.faults import Failed
 from monitor.lake import Lake, Table
 from monitor.ledger import REQUESTED, Ledger, Round
 from monitor.measure.worker import MeasureResult, MeasureTask, freeze_warmup
@@ -21,6 +23,7 @@ from monitor.metrics import Metrics
 from monitor.phases import Phase
 from monitor.plan import plans
 from monitor.triggers import Cause, JobHistory, PastJob, decide
+from monitor.units import MOST_TRIES, Units
 from retrain.database import open_engine
 from retrain.request import TriggerKind
 from tests.builders import DAY, HOUR, NOW, label_rows, prediction_rows, stored
@@ -33,14 +36,18 @@ RULES = [
 
 
 class Inline:
-    """Measures in this process: what each window's features miss is given beforehand."""
+    """Measures in this process: what each window's features miss is given beforehand, and which windows fail."""
 
-    def __init__(self, missing: dict[str, float]):
+    def __init__(self, missing: dict[str, float], failing: dict[datetime, Failed]):
         self.missing = missing
+        self.failing = failing
 
-    def __call__(self, tasks: Iterable[MeasureTask]) -> list[MeasureResult]:
+    def __call__(self, tasks: Iterable[MeasureTask]) -> list[MeasureResult | Failed]:
         found = [Measurement(Measure.MISSING_SHARE, v, 500, feature=f) for f, v in self.missing.items()]
-        return [MeasureResult(t.key, t.performance, 500, 0, "file:r", tuple(found)) for t in tasks]
+        return [
+            self.failing.get(t.key.start) or MeasureResult(t.key, t.performance, 500, 0, "file:r", tuple(found))
+            for t in tasks
+        ]
 
 
 @dataclass
@@ -49,6 +56,7 @@ class World:
     ledger: Ledger
     missing: dict[str, float] = field(default_factory=lambda: {"x": 0.5, "y": 0.0})
     history: JobHistory = field(default_factory=JobHistory)
+    failing: dict[datetime, Failed] = field(default_factory=dict)
     new_labels: int | None = None
     combinations: list[dict[str, Any]] = field(default_factory=list)
     offset: int = 0
@@ -67,10 +75,12 @@ class World:
         document = {"daemon": {"state": str(self.folder)}, "models": {"fraud": model}}
         plan = plans(from_dict(document))["fraud"]
         self.metrics = Metrics()
+        self.units = Units(self.ledger._engine, self.metrics)
+        self.units.load()
         self.metrics.declare("1", {"fraud": plan.rules})
         self.evaluator = ModelEvaluator(
-            plan, self.lake.clone(), self.ledger, Inline(self.missing), self.metrics,
-            lambda _model, _now: self.history, lambda _rule, _key: None,
+            plan, self.lake.clone(), self.ledger, Inline(self.missing, self.failing), self.metrics,
+            lambda _model, _now: self.history, lambda _rule, _key: None, self.units,
         )  # fmt: skip
 
     def predict(self, hour: float, count: int = 3) -> list[str]:
@@ -211,8 +221,8 @@ def test_restart_does_not_look_as_if_the_rule_had_resolved(world: World) -> None
 def test_warm_up_windows_whose_labels_never_came_freeze_nothing(world: World) -> None:
     world.predict(0.5)
     key = WindowKey("fraud", "1", START, START + HOUR)
-    assert freeze_warmup(world.lake, [key], world.folder, labelled=True) is None
-    frozen = freeze_warmup(world.lake, [key], world.folder, labelled=False)
+    assert freeze_warmup(world.lake, [key], world.folder, with_labels=True) is None
+    frozen = freeze_warmup(world.lake, [key], world.folder, with_labels=False)
     assert frozen is not None
     assert Path(frozen).exists()
 
@@ -297,3 +307,64 @@ def test_backlog_of_windows_is_judged_in_order(world: World) -> None:
     (record,) = [r for r in world.ledger.rule_records("fraud").values() if r.rule == "one"]
     assert (record.judged, record.state.at) == (5, START + 5 * HOUR)
     assert replace(record, judged=0).firing_since == NOW
+
+
+# -- windows that cannot be measured
+
+
+def faults(world: World) -> list[tuple[str, int, bool]]:
+    return [(f.error, f.tries, f.given_up) for f in world.units.faults()]
+
+
+def test_a_window_that_fails_is_tried_again_later_and_given_up_while_the_others_go_on(world: World) -> None:
+    world.failing[START] = Failed("ValueError: no such thing")
+    for hour in (0.5, 1.5, 3):
+        world.predict(hour)
+    assert world.tick() is False
+    assert stored(world.lake, Table.MEASUREMENTS)["window_start"].unique().to_list() == [START + HOUR]
+    assert faults(world) == [("ValueError: no such thing", 1, False)]
+    now = NOW
+    for tries in range(2, MOST_TRIES + 1):
+        world.tick(now)
+        assert faults(world)[0][1] == tries - 1, "its pause is not over"
+        world.restart()  # which another replica could be
+        now = world.units.faults()[0].again_at
+        world.tick(now)
+    assert faults(world) == [("ValueError: no such thing", MOST_TRIES, True)]
+    rows = stored(world.lake, Table.MEASUREMENTS).filter(pl.col("window_start") == START)
+    assert rows.select("measure", "value", "reason").rows() == [("failed", 1.0, "ValueError: no such thing")]
+    world.restart()
+    assert world.tick(now + DAY) is False, "it is not measured again"
+    assert world.metrics.registry.get_sample_value("driftd_faults", {"model": "fraud", "state": "given_up"}) == 1
+    world.units.forget(now + 2 * DAY, ["fraud"])
+    assert faults(world) == []
+
+
+def test_a_window_given_up_says_nothing_to_the_rules(world: World) -> None:
+    world.predict(0.5)
+    world.predict(1.5)
+    world.tick()
+    before = world.ledger.rule_records("fraud")
+    world.failing[START + HOUR] = Failed("boom")
+    world.predict(3)
+    now = NOW
+    for _ in range(MOST_TRIES):
+        world.tick(now)
+        now = now + 2 * HOUR
+    assert faults(world) == [("boom", MOST_TRIES, True)]
+    assert world.ledger.rule_records("fraud") == before
+
+
+def test_a_window_that_waits_for_something_outside_is_never_given_up(world: World) -> None:
+    world.failing[START] = Failed("registry: no route", passing=True)
+    world.predict(0.5)
+    world.predict(2)
+    now = NOW
+    for _ in range(3 * MOST_TRIES):
+        world.tick(now)
+        now = now + 2 * HOUR
+    assert faults(world) == [("registry: no route", 3 * MOST_TRIES, False)]
+    del world.failing[START]
+    world.tick(now)
+    assert faults(world) == []
+    assert stored(world.lake, Table.MEASUREMENTS).height == 2

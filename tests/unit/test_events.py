@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,8 @@ def test_fast_and_slow_path_store_the_same_text(value: Any) -> None:
         (message(prediction(prediction=None)), RejectReason.NO_PREDICTION),
         (message(prediction(prediction="")), RejectReason.NO_PREDICTION),
         (message(prediction(prediction=[1])), RejectReason.NO_PREDICTION),
+        (message(prediction(prediction="x" * 1025)), RejectReason.NO_PREDICTION),
+        (message(prediction(prediction_id="é" * 513)), RejectReason.NO_ID),
     ],
 )
 def test_broken_record_is_rejected_with_its_reason_and_its_neighbours_stay(
@@ -177,7 +180,10 @@ def test_time_limits_are_inclusive(offset: timedelta) -> None:
         ({"amount": "12", "country": 7, "is new (y/n)": False}, None),
         ({"amount": "abc"}, ["amount"]),
         ({"amount": float("nan"), "country": "de"}, ["amount"]),
-        ({"amount": True, "country": {"a": 1}, "is new (y/n)": 1}, ["amount", "country", "is new (y/n)"]),
+        ({"amount": True, "country": {"a": 1}, "is new (y/n)": "often"}, ["amount", "country", "is new (y/n)"]),
+        ({"amount": 1e300, "is new (y/n)": 2}, ["amount", "is new (y/n)"]),
+        ({"amount": -1.8e308, "country": "x" * 1025}, ["amount", "country"]),
+        ({"amount": 1e100, "country": "x" * 1024}, None),
         ({"amount": None}, None),
         ("no object", ["amount", "country", "is new (y/n)"]),
         (None, None),
@@ -187,6 +193,75 @@ def test_broken_feature_value_is_null_and_named(features: object, invalid: list[
     row = decoded([message(prediction(features=features))]).frames["fraud"].row(0, named=True)
     assert row["invalid_features"] == invalid
     assert all(row[f"feature_{name}"] is None for name in invalid or ())
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [(True, True), (1, True), (1.0, True), ("1", True), ("TRUE", True), (False, False), (0, False), ("False", False)],
+)
+def test_a_boolean_is_read_as_producers_spell_it(given: object, read: bool) -> None:
+    for company in ([], [b"{"]):
+        row = (
+            decoded([message(prediction(features={"is new (y/n)": given})), *company])
+            .frames["fraud"]
+            .row(0, named=True)
+        )
+        assert (row["feature_is new (y/n)"], row["invalid_features"]) == (read, None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "meant"),
+    [
+        (("0", "1"), True, "1"),
+        (("0", "1"), 0.0, "0"),
+        (("0", "1"), "1.0", "1"),
+        (("0", "1"), "2", "2"),
+        (("false", "true"), 1, "true"),
+        (("False", "True"), False, "False"),
+        (("true", "1"), True, "true"),
+        (("true", "1"), 1, "1"),
+        (("true", "1"), 1.0, "1"),
+        (("1000001", "5"), 1000002, "1000002"),
+        (("01", "2"), "1", "01"),
+        (("no", "yes"), "YES", "YES"),
+    ],
+)
+def test_an_answer_means_the_declared_class_that_it_spells(classes: tuple[str, ...], given: object, meant: str) -> None:
+    schema = replace(BINARY, classes=classes, positive=classes[1])
+    for stream, event in ((P, prediction(prediction=given)), (L, label(label=given))):
+        frame = decoded([message(event)], stream, [schema]).frames["fraud"]
+        assert frame["prediction" if stream is P else "label"].to_list() == [meant]
+
+
+def test_text_that_becomes_a_name_is_bounded_and_stays_apart() -> None:
+    odd = ["x" * 300, "x" * 301, "a\x00b", "\u202eb", "..", "a/b", "", " ", "7"]
+    rows = decoded([message(prediction(model_version=v, segment={"region": v})) for v in odd]).frames["fraud"]
+    for column in ("model_version", "segment_region"):
+        names = rows[column].to_list()
+        assert len(set(names)) == len(odd)
+        assert all(len(name) <= 128 and name.isprintable() and name.strip() for name in names)
+        assert names[-1] == "7"
+
+
+@pytest.mark.parametrize("stream", list(Stream))
+def test_a_record_that_the_decoder_has_a_bug_with_costs_itself_alone(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(columns: pl.DataFrame, *given: object) -> pl.DataFrame:
+        if "bad" in columns["prediction_id"].to_list():
+            raise IndexError("out of range")
+        return columns
+
+    monkeypatch.setattr("monitor.events.with_classes", buggy)
+    event = prediction if stream is P else label
+    ids = [f"p{n}" for n in range(50)]
+    ids[17] = ids[40] = "bad"
+    found = decoded([*(message(event(prediction_id=i)) for i in ids), b"{"], stream)
+    assert [(r.offset, r.reason.value) for r in found.rejected] == [
+        (17, "unreadable"), (40, "unreadable"), (50, "not_json"),
+    ]  # fmt: skip
+    assert found.rejected[0].detail == "IndexError: out of range"
+    assert found.frames["fraud"]["prediction_id"].to_list() == [i for i in ids if i != "bad"]
 
 
 def test_name_given_twice_has_its_first_value_on_both_paths() -> None:

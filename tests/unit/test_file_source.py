@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ import pytest
 from monitor.errors import TransientError
 from monitor.sources import Records, Stream
 from monitor.sources.files import FileObserver, FileSettings, FileSource
+from monitor.sources.parquet_rows import MEMORY, open_below
 
 DEADLINE = 10.0
 NOBODY = 65534
@@ -57,6 +59,11 @@ def drain(source: FileSource, max_records: int = 1000) -> list[Records]:
         if not (got := source.poll(0.1, max_records)):
             return batches
         batches += got
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def values_of(batches: list[Records]) -> list[bytes | None]:
@@ -114,7 +121,7 @@ class TestLines:
         assert (first, last) == (b"{}", b"[]")
         assert cut is not None
         assert cut.startswith(b'{"x":"yyy')
-        assert cut.endswith(b"a line of %d bytes, cut]" % len(long))
+        assert cut.endswith(b"a record of %d bytes, cut]" % len(long))
         assert len(cut) < 70_000
         with pytest.raises(orjson.JSONDecodeError):
             orjson.loads(cut)
@@ -267,8 +274,67 @@ class TestParquet:
         write(tmp_path / "labels" / "b.ndjson", b"1\n")
         told: list[str] = []
         source = opened(FileObserver(on_unreadable=lambda where, _: told.append(where)))
-        assert values_of(drain(source)) == [b"1"]
+        assert values_of([*drain(source), *drain(source)]) == [b"1"]  # the first may end with the process that reads
         assert told == ["labels/a.parquet"]
+
+    def test_a_small_file_of_large_values_is_read_in_pieces(self, tmp_path: Path, opened: Open) -> None:
+        path = tmp_path / "predictions" / "a.parquet"
+        path.parent.mkdir()
+        rows = 30
+        pl.DataFrame({"n": range(rows), "v": ["x" * 15_000_000] * rows}).write_parquet(path)
+        assert path.stat().st_size < 10_000
+        before, source, found = peak_memory(), opened(max_poll_bytes=8 * 2**20), []
+        while len(found) < rows:
+            for batch in source.poll(10, 1000):
+                found += [(o, len(v or b"")) for o, v in zip(batch.offsets, batch.values, strict=True)]
+        assert found == [(n, 15_000_013 + len(str(n))) for n in range(rows)]
+        assert peak_memory() - before < 400 * 2**20
+
+    def test_a_row_that_does_not_fit_is_reported_and_one_too_long_is_cut(
+        self, tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("monitor.sources.files.MEMORY", MEMORY - 400 * 2**20)
+        (tmp_path / "predictions").mkdir()
+        for name, length in (("long", 300_000), ("endless", 200_000_000)):
+            frame = pl.DataFrame({"v": ["x" * length]})
+            frame.write_parquet(tmp_path / "predictions" / f"{name}.parquet")
+        told: list[tuple[str, str]] = []
+        source = opened(
+            FileObserver(on_unreadable=lambda where, why: told.append((where, why))), max_message_bytes=100_000
+        )
+        (cut,) = values_of([*drain(source), *drain(source)])
+        assert cut is not None
+        assert cut.endswith(b"a record of 300008 bytes, cut]")
+        ((where, why),) = told
+        assert where == "predictions/endless.parquet"
+        assert "its process was lost: killed, or out of memory" in why
+
+
+class TestLinks:
+    def test_a_link_to_another_file_is_not_followed_but_reported(self, tmp_path: Path, opened: Open) -> None:
+        outside = tmp_path / "outside"
+        write(outside / "secret.ndjson", b"secret\n")
+        write(tmp_path / "predictions" / "a.ndjson", b"1\n")
+        (tmp_path / "predictions" / "b.ndjson").symlink_to(outside / "secret.ndjson")
+        (tmp_path / "predictions" / "folder").symlink_to(outside)
+        (tmp_path / "labels").symlink_to(outside)
+        os.mkfifo(tmp_path / "predictions" / "c.ndjson")
+        told: list[tuple[str, str]] = []
+        source = opened(FileObserver(on_unreadable=lambda where, why: told.append((where, why))))
+        assert values_of([*drain(source), *drain(source)]) == [b"1"]
+        why = "a symbolic link: not followed"
+        assert sorted(told) == [("labels/", why), ("predictions/b.ndjson", why), ("predictions/folder", why)]
+
+    def test_nor_is_one_that_took_a_folders_place_after_the_look(self, tmp_path: Path) -> None:
+        write(tmp_path / "root" / "predictions" / "2024" / "a.ndjson", b"1\n")
+        write(tmp_path / "outside" / "a.ndjson", b"secret\n")
+        parts = ("predictions", "2024", "a.ndjson")
+        with open_below(tmp_path / "root", parts) as handle:
+            assert handle.read() == b"1\n"
+        (tmp_path / "root" / "predictions" / "2024").rename(tmp_path / "moved")
+        (tmp_path / "root" / "predictions" / "2024").symlink_to(tmp_path / "outside")
+        with pytest.raises(OSError, match="2024"):
+            open_below(tmp_path / "root", parts)
 
 
 class TestManyFiles:

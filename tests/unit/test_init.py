@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from monitor.cli import main
 from monitor.columns import Asked, look
 from monitor.config import LoadedConfig, from_dict, load
-from monitor.measure.worker import read_file, to_lake_columns
 from monitor.plan import plans
 from monitor.proposal import Setup, choose_window, propose
+from monitor.reference import read_file, to_lake_columns
 from monitor.sections import DEFAULT_RULES, RuleConfig
 from retrain.schema import FeatureKind, Task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from monitor.lake import Lake, Table
 from monitor.measurement import WindowKey
-from monitor.progress import DRIFT, PERFORMANCE, Progress
+from monitor.progress import DRIFT, PERFORMANCE, Followed, Progress
 from monitor.windows import Maturity, WindowPolicy
 from tests.builders import DAY, HOUR, MINUTE, NOW, prediction_rows
 
@@ -53,7 +54,7 @@ class World:
             final = self.progress.measured(k, kind, rows, labelled)
             row = {
                 "date": f"{k.start:%Y-%m-%d}", "model_version": k.version, "window_start": k.start,
-                "window_end": k.end, "kind": kind, "final": final, "coverage": labelled / rows,
+                "window_end": k.end, "kind": kind, "final": final, "coverage": labelled / rows, "window_rows": rows,
             }  # fmt: skip
             frame = pl.DataFrame([row]).with_columns(
                 pl.col("window_start", "window_end").cast(pl.Datetime("us", "UTC"))
@@ -70,7 +71,7 @@ def world(tmp_path: Path) -> World:
 
 
 def test_nothing_stored_is_nothing_due(world: World) -> None:
-    assert world.progress.follow(NOW) == 0
+    assert world.progress.follow(NOW) == Followed(0)
     assert list(world.progress.to_measure()) == []
     assert world.progress.mark is None
 
@@ -92,6 +93,42 @@ def test_versions_have_their_own_windows(world: World) -> None:
     world.progress.follow(NOW)
     assert list(world.progress.to_measure()) == [(key(0, "1"), DRIFT), (key(0, "2"), DRIFT)]
     assert world.progress.versions() == {"1": key(0).end, "2": key(3).end}
+
+
+def test_of_too_many_versions_those_with_the_most_rows_are_measured_and_the_others_counted(tmp_path: Path) -> None:
+    world = World(tmp_path / "lake", replace(POLICY, max_versions=2))
+    world.predict(0.1, 1, version="real", name="first")
+    world.progress.follow(NOW)
+    for hour in (0.5, 1.5):
+        world.predict(hour, 50, version="real")
+        world.predict(hour, 20, version="also real")
+        for n in range(30):
+            world.predict(hour, 1, version=f"stray {hour} {n}", name=f"s{hour}-{n}-")
+    world.predict(3, 50, version="real")
+    followed = world.progress.follow(NOW)
+    assert followed == Followed(0, 60)
+    assert [k.version for k, _ in world.progress.to_measure()] == ["real", "also real"] * 2
+    assert world.progress.live.others == 30, "those of late"
+    world.restart()
+    assert world.progress.follow(NOW) == Followed(0, 0), "what is stored is not counted twice"
+    assert {k.version for k, _ in world.progress.to_measure()} == {"real", "also real"}
+
+
+def test_a_new_version_takes_the_place_of_strays_and_what_serves_is_never_left_out(tmp_path: Path) -> None:
+    world = World(tmp_path / "lake", replace(POLICY, max_versions=2))
+    world.predict(0.5, 10, version="champion")
+    for n in range(8):
+        world.predict(0.5, 12, version=f"stray {n}", name=f"s{n}-")
+    world.progress.follow(NOW)
+    for n in range(8):
+        world.predict(1.5, 12, version=f"stray {n}", name=f"t{n}-")
+    world.predict(1.5, 10, version="champion")
+    world.predict(1.5, 100, version="new")
+    world.progress.follow(NOW, lambda: {"champion"})
+    world.predict(3, 10, version="new")
+    world.progress.follow(NOW, lambda: {"champion"})
+    due = [k.version for k, _ in world.progress.to_measure() if k.start == START + HOUR]
+    assert due == ["new", "champion"]
 
 
 def test_idle_partition_does_not_hold_windows_back(world: World) -> None:
@@ -161,7 +198,7 @@ def test_late_rows_are_counted_and_open_no_window_again(world: World) -> None:
     world.progress.follow(NOW)
     world.measure()
     world.predict(0.6, 3)
-    assert world.progress.follow(NOW) == 3
+    assert world.progress.follow(NOW) == Followed(3)
     assert world.measure() == []
 
 
@@ -172,7 +209,7 @@ def test_window_nobody_has_seen_is_measured_although_it_comes_late(world: World,
     world.predict(0.5, 3)
     if restarting:
         world.restart()
-    assert world.progress.follow(NOW) == (0 if restarting else 3)
+    assert world.progress.follow(NOW) == Followed(0 if restarting else 3)
     assert world.measure() == [(key(0), DRIFT)]
     world.predict(0.6, 3)
     world.progress.follow(NOW)

@@ -200,6 +200,9 @@ def test_a_challenger_gets_its_share_and_an_id_always_the_same_version() -> None
     assert [a["score"] for a in first if a["model_version"] == "2"] == [0.9] * sum(share_point(i) < 0.25 for i in by_id)
     wider = np.mean([share_point(f"x-{n}") < 0.25 for n in range(20_000)])
     assert wider == pytest.approx(0.25, abs=0.01)
+    for start in range(0, 2000, 400):  # ids that are counted up: a checksum would give some hundreds of them 4 %
+        near = np.mean([share_point(f"{person}-{n}-a") < 0.3 for person in range(3) for n in range(start, start + 100)])
+        assert near == pytest.approx(0.3, abs=0.11)
     counted = asked.value("scoring_predictions_total", role="challenger")
     assert counted == 2 * sum(a["model_version"] == "2" for a in first)
 

@@ -54,6 +54,6 @@ function row(m) {
     cell("features drifted", percent(m.drift_share)),
     cell("labelled", percent(m.coverage)),
     cell("newest window", h("span", { title: clock(m.window_at) }, ago(m.window_at))),
-    h("td", { class: "why" }, why),
+    h("td", { class: "why" }, why, m.faults.length ? h("div", { class: "failed", title: m.faults.join("\n") }, `${m.faults.length} failing: ${m.faults[0]}`) : ""),
   );
 }

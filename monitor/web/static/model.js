@@ -96,6 +96,7 @@ class ModelPage {
       h("p", { class: "words" }, data.summary),
       data.traffic.challenger ? h("p", { class: "words pending" }, `Version ${data.traffic.challenger} should answer ${percent(data.traffic.shares[data.traffic.challenger])} of the requests, version ${data.traffic.champion} the others.`) : "",
       data.held ? h("p", { class: "notice" }, `Held: ${data.held}`) : "",
+      data.faults.length ? h("ul", { class: "notice faults", "aria-label": "What failed" }, data.faults.map((f) => h("li", {}, f))) : "",
       h("div", { class: "toolbar" }, buttons),
     ]);
   }
