@@ -70,7 +70,8 @@ def from_dict(data: Mapping[str, Any], *, name: str = "config.toml", base: Path 
         except ConfigError as exc:
             problems += [f"{name}: models.{model}.{line}" for line in exc.problems]
     problems += [
-        f"{name}: {line}" for line in (*_missing_secrets(config), *_literal_secrets(config), *_unreachable(config))
+        f"{name}: {line}"
+        for line in (*_missing_secrets(config), *_literal_secrets(config), *_unreachable(config), *_misplaced(config))
     ]
     if problems:
         raise ConfigError(problems)
@@ -89,8 +90,6 @@ def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
             raise ConfigError([f"reference.path: cannot read {path}: {exc}"]) from exc
         features = features or inferred
         classes = classes or labels
-    elif section.reference.path and not (base / section.reference.path).is_file():
-        raise ConfigError([f"reference.path: cannot read {base / section.reference.path}: no such file"])
     if section.task is Task.REGRESSION:
         classes = ()
     elif section.task is Task.BINARY:
@@ -113,6 +112,19 @@ def _schema(model: str, section: ModelConfig, base: Path) -> ModelSchema:
         positive=positive,
         segments=section.segments,
     )
+
+
+_UNUSABLE = frozenset("#%=?[]\\^|")
+"""Characters that a local Delta table cannot have in its path: deltalake reads them as parts of an address."""
+
+
+def _misplaced(config: Config) -> Iterator[str]:
+    if "://" in config.lake_uri:
+        return
+    if odd := sorted({c for c in config.lake_uri if c in _UNUSABLE or not c.isprintable()}):
+        where = "lake.uri" if config.lake.uri else "daemon.state"
+        names = " or ".join(map(repr, odd))
+        yield f"{where}: the lake cannot lie in a folder with {names} in its path: {config.lake_uri}"
 
 
 def _unreachable(config: Config) -> Iterator[str]:

@@ -162,9 +162,9 @@ class ModelEvaluator:
             told = Measurement(Measure.FAILED, 1.0, state.rows, reason=found.error)
             return MeasureResult(key, kind == PERFORMANCE, state.rows, state.labelled, "", (told,))
         self._units.done(unit)
-        if found.problem:
+        if found.problem and self._units.due(reference, now):
             self._units.failed(reference, Failed(found.problem), now)
-        else:
+        elif not found.problem:
             self._units.done(reference)
         if found.reference or self.plan.reference.path:
             self._referenced.add(key.version)
@@ -227,6 +227,8 @@ class ModelEvaluator:
 
     def _warm_up(self, results: Iterable[MeasureResult]) -> None:
         """Freeze the first windows of a version that came without a reference: rows first, labels when final."""
+        if self.plan.reference.path:
+            return  # there is one, even if it cannot be read at the moment
         for version in {r.key.version for r in results if not r.reference or r.reference.startswith("warmup:")}:
             first = self._warm_windows(version)
             if len(first) < self.plan.warmup_windows:

@@ -58,7 +58,7 @@ class Fault:
     @property
     def again_at(self) -> datetime:
         """Soon, for as long as it is something outside that is away."""
-        return self.failed_at + PAUSES[min(self.tries, 2 if self.passing else len(PAUSES)) - 1]
+        return self.failed_at + PAUSES[0 if self.passing else min(self.tries, len(PAUSES)) - 1]
 
     def to_json(self) -> dict[str, Any]:
         again = None if self.given_up else self.again_at.isoformat(timespec="seconds")

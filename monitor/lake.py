@@ -19,6 +19,7 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transactio
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from monitor.errors import TransientError
+from retrain.delta import address, open_delta
 
 _CONFIGURATION = {
     "delta.enableChangeDataFeed": "true",  # lets `new_rows` read single versions
@@ -145,7 +146,7 @@ class Lake:
         if delta is None:
             return None
         if version is not None and version != delta.version():
-            delta = DeltaTable(self.table_uri(table, model), version=version, storage_options=self.options)
+            delta = open_delta(self.table_uri(table, model), self.options, version)
         lazy = pl.scan_delta(delta)
         if dates is not None:
             lazy = lazy.filter(pl.col("date").is_between(pl.lit(dates[0]), pl.lit(dates[1])))
@@ -245,7 +246,7 @@ class Lake:
         with self._lock:
             try:
                 if (delta := self._tables.get(uri)) is None:
-                    delta = self._tables[uri] = DeltaTable(uri, storage_options=self.options)
+                    delta = self._tables[uri] = open_delta(uri, self.options)
                 else:
                     delta.update_incremental()
             except TableNotFoundError:
@@ -262,7 +263,7 @@ class Lake:
         arrow = create.clear().to_arrow(compat_level=pl.CompatLevel.oldest())
         try:
             DeltaTable.create(
-                uri,
+                address(uri),
                 arrow.schema,
                 mode="ignore",
                 partition_by=["date"],

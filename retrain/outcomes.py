@@ -18,6 +18,7 @@ import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from retrain.delta import open_delta
 from retrain.errors import RowsGone, TransientError
 from retrain.schema import LARGEST, ModelSchema, Task
 
@@ -35,12 +36,11 @@ class LabelledRows:
 def open_outcomes(uri: str, version: int | None, storage_options: Mapping[str, str]) -> DeltaTable | None:
     """The table at `version` (the newest when None); None when nothing was ever written there. Raises TransientError,
     RowsGone when the table is there and that version of it is not."""
-    options = dict(storage_options) or None
     try:
         try:
-            return DeltaTable(uri, version=version, storage_options=options)
+            return open_delta(uri, storage_options, version)
         except DeltaError as exc:
-            if version is not None and DeltaTable(uri, storage_options=options).version() >= 0:
+            if version is not None and open_delta(uri, storage_options).version() >= 0:
                 raise RowsGone(f"version {version} of {uri}: {exc}") from exc
             raise
     except TableNotFoundError:

@@ -336,8 +336,9 @@ _ANSWER = re.compile(r"^API request to endpoint .* failed with error code \d")
 
 
 def _words(exc: Exception) -> str:
-    """Bounded, on one line: it may hold somebody's whole page."""
-    return " ".join(str(exc).split())[:300]
+    """On one line, and of somebody's whole page no more than how it begins and ends."""
+    text = " ".join(str(exc).split())
+    return text if len(text) <= 400 else f"{text[:200]} .. {text[-200:]}"
 
 
 def _away() -> tuple[type[Exception], ...]:

@@ -223,6 +223,10 @@ class Daemon:
         status, text = self.request("/readyz")
         return status == 200, json.loads(text)["components"]
 
+    def faults(self) -> list[str]:
+        """What has failed and not succeeded since, in words."""
+        return list(json.loads(self.request("/readyz")[1])["faults"])
+
     def lines(self) -> list[dict[str, Any]]:
         """The log of this start; lines that are no JSON (tracebacks) come as `{"event": line}`."""
         found = []
@@ -316,8 +320,7 @@ def rows(lake: str, table: str, model: str = MODEL, columns: list[str] | None = 
         delta = DeltaTable("/".join(filter(None, (lake, model, table))))
     except TableNotFoundError:
         return pl.DataFrame()
-    lazy = pl.scan_delta(delta)
-    return (lazy.select(columns) if columns else lazy).collect()
+    return pl.DataFrame(delta.to_pyarrow_table(columns=columns))
 
 
 def window_of(ts: datetime, seconds: int = 60) -> int:

@@ -129,7 +129,7 @@ def run_asking(
                 champion = serving.champion
                 watcher.reset()
         if (final := final_at(rows, at, end, plan.windows, stage.history.until)) is not None:
-            serving.noted(Event(final, Step.FINAL, WindowKey(plan.model, champion, start, end)))
+            serving.noted(Event(final, Step.FINAL, WindowKey(plan.model, champion, start, end), rows.height))
         on_window(number)
     return result_of(name, serving), asked
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from monitor.errors import TransientError
+from monitor.faults import Failed
 from monitor.lake import Lake, Table
 from monitor.measure.cluster import Batch, measure_on_cluster
 from monitor.measure.worker import MeasureTask, measure
@@ -169,8 +170,10 @@ def test_trouble_with_the_cluster_is_transient_and_one_of_the_lake_is_told_as_su
         workers.map(measure_on_cluster, [Batch("127.0.0.1:9", {}, (one,))])
     for file in (tmp_path / "lake").rglob("*.parquet"):
         file.unlink()
-    with pytest.raises(TransientError, match="No such file"):
-        workers.map(measure_on_cluster, [Batch(cluster.address, {}, (one,))])
+    ((lost,),) = workers.map(measure_on_cluster, [Batch(cluster.address, {}, (one,))])
+    assert isinstance(lost, Failed)
+    assert lost.passing
+    assert "No such file" in lost.error
 
 
 def test_a_daemon_measures_there(cluster: RayCluster, tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ def test_replay_after_a_crash_appends_nothing_twice(lake: Lake) -> None:
     assert len(ids(lake)) == len(set(ids(lake))) == 20
 
 
+@pytest.mark.parametrize("folder", ["two words", "é日", "a;b&c$d", "{x}(y)*!", "~'\"<>@,+:"])
+def test_it_may_lie_in_any_folder(tmp_path: Path, folder: str) -> None:
+    lake = Lake(str(tmp_path / folder / "lake"))
+    append(lake, 0, 1)
+    append(lake, 2, 3)
+    wanted = [f"t:0@{n}" for n in range(4)]
+    assert ids(lake) == new_ids(lake, 0) == wanted
+    lake.maintain(T, "fraud", "2000-01-01", AT_ONCE)
+    assert ids(Lake(lake.uri)) == wanted
+    assert list((tmp_path / folder).rglob("*.parquet"))
+
+
 def test_first_offset_of_a_partition_may_be_zero(lake: Lake) -> None:
     assert append(lake, 0, 0) == 1
     assert append(lake, 0, 0) == 0
