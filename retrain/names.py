@@ -27,6 +27,14 @@ def path_name(text: str) -> str:
     return text if _PATH.fullmatch(text) and not text.endswith(".") else _made(text)
 
 
+def printable(text: str, keep: str = "") -> str:
+    """For a terminal: what would move its cursor, change its colours or turn the reading direction is spelled out, but
+    for the characters to `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 def _made(text: str) -> str:
     """Something of the text for people, and its digest."""
     slug = _NO_SLUG.sub("-", text.lower()[:200]).strip(".-")[:40]

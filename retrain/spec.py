@@ -169,9 +169,14 @@ def recipe_of(config: RetrainConfig, schema: ModelSchema, code: str = "") -> Rec
 
 
 def _known(section: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What this version knows of a stored section: during an upgrade a newer replica may have written more."""
-    names = {field.alias or name: field for name, field in section.model_fields.items()}
-    return {name: _known_value(names[name].annotation, value) for name, value in data.items() if name in names}
+    """What this version knows of a stored section: during an upgrade a newer replica may have written more, and an
+    older one nothing (null) where there is always something now."""
+    kinds = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+    return {
+        name: _known_value(kinds[name], value)
+        for name, value in data.items()
+        if name in kinds and (value is not None or type(None) in get_args(kinds[name]))
+    }
 
 
 def _known_value(kind: Any, value: Any) -> Any:

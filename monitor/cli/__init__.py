@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from monitor.cli import audit, dead_letters, people, serves, start, trying
+from monitor.cli.parts import say
 
 
 class _Command(click.Group):
@@ -26,7 +27,7 @@ class _Command(click.Group):
             code = _exit_code(exc)
             if code is None:
                 raise
-            click.echo(f"driftd: {exc}", err=True)
+            say(f"driftd: {exc}", err=True)
             ctx.exit(code)
 
 

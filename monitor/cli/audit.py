@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from monitor.cli.parts import JSON, known_model, open_control, spinner, time, with_config
+from monitor.cli.parts import JSON, known_model, open_control, say, spinner, time, with_config
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -49,12 +49,12 @@ def verify(anchors: tuple[str, ...], as_json: bool, loaded: LoadedConfig) -> Non
     anchor = f"{found.number}:{found.digest[:32]}"
     if as_json:
         whole = {"whole": not found.problem, "problem": found.problem, "number": found.number, "digest": found.digest}
-        click.echo(json.dumps(whole))
+        say(json.dumps(whole))
     elif not found.problem:
-        click.echo(f"the audit log is whole: {found.number} entries")
-        click.echo(f"keep this elsewhere: --anchor {anchor}")
+        say(f"the audit log is whole: {found.number} entries")
+        say(f"keep this elsewhere: --anchor {anchor}")
     else:
-        click.echo(f"driftd: the audit log is not whole: {found.problem}; good up to {anchor}", err=True)
+        say(f"driftd: the audit log is not whole: {found.problem}; good up to {anchor}", err=True)
     if found.problem:
         raise click.exceptions.Exit(1)
 
@@ -115,12 +115,12 @@ def serving(model: str, moment: str | None, as_json: bool, loaded: LoadedConfig)
     at = time(moment) or datetime.now(UTC)
     found = serving_at(store, model, at)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     elif found is not None:
         for line in to_words(found):
-            click.echo(line)
+            say(line)
     if found is None:
-        click.echo(f"driftd: {model}: no champion on record at {at:%Y-%m-%d %H:%M} UTC", err=True)
+        say(f"driftd: {model}: no champion on record at {at:%Y-%m-%d %H:%M} UTC", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -150,12 +150,12 @@ def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig
         environment = {**os.environ, **job_environment(loaded.config)}
         found = rebuild(wanted, folder or Path(scratch), environment)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        say(json.dumps(found.to_json(), indent=2))
     else:
         kept = f", kept in {found.folder}" if folder else ""
-        click.echo(f"{wanted.id}: {'reproduced' if found.same else 'NOT reproduced'}{kept}")
+        say(f"{wanted.id}: {'reproduced' if found.same else 'NOT reproduced'}{kept}")
         for line in found.to_words():
-            click.echo(line)
+            say(line)
     if not found.same:
         raise click.exceptions.Exit(1)
 

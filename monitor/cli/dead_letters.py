@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from monitor.cli.parts import ACTOR, JSON, open_control, open_lake, user, with_config
+from monitor.cli.parts import ACTOR, JSON, open_control, open_lake, say, user, with_config
+from retrain.names import printable
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -32,17 +33,16 @@ def list_letters(limit: int, reason: str | None, as_json: bool, loaded: LoadedCo
     lake = open_lake(loaded)
     letters = list_dead_letters(lake, limit, reason)
     if as_json:
-        click.echo(json.dumps({"counts": count_dead_letters(lake), "dead_letters": letters}, indent=2))
+        say(json.dumps({"counts": count_dead_letters(lake), "dead_letters": letters}, indent=2))
         return
     for reason_name, count in count_dead_letters(lake).items():
-        click.secho(f"{count:8} {reason_name}", bold=True)
+        say(f"{count:8} {reason_name}", bold=True)
     for letter in letters:
         origin = f"{letter['source_partition']}:{letter['source_offset']}"
-        click.echo(
-            f"{letter['received_at'][:19]} {letter['reason']} {origin} {letter['detail']}\n    {letter['payload']}"
-        )
+        told = printable(f"{letter['received_at'][:19]} {letter['reason']} {origin} {letter['detail']}")
+        say(f"{told}\n    {printable(letter['payload'])}")
     if not letters:
-        click.echo("No dead letters.")
+        say("No dead letters.")
 
 
 @dead_letters.command("replay")
@@ -71,8 +71,8 @@ def replay_letters(reason: str | None, actor: str | None, as_json: bool, loaded:
             bar.update,
         )
     if as_json:
-        click.echo(json.dumps({"seen": done.seen, "accepted": done.accepted, "remaining": dict(done.remaining)}))
+        say(json.dumps({"seen": done.seen, "accepted": done.accepted, "remaining": dict(done.remaining)}))
         return
-    click.echo(f"{done.accepted} of {done.seen} are events now and have been stored")
+    say(f"{done.accepted} of {done.seen} are events now and have been stored")
     for why, count in sorted(done.remaining.items()):
-        click.echo(f"  {count} remain: {why}")
+        say(f"  {count} remain: {why}")

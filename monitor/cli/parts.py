@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from retrain.names import printable
+
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
     from monitor.ledger import Ledger
@@ -76,6 +78,11 @@ def time(text: str | None) -> datetime | None:
     except ValueError as exc:
         raise click.BadParameter(f"{text!r} is not an RFC 3339 time") from exc
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def say(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
+    """Print it, with what controls a terminal spelled out: much of what driftd tells came from elsewhere."""
+    click.secho(printable(text, keep="\n\t"), err=err, nl=nl, **style)
 
 
 def spinner(text: str) -> Any:

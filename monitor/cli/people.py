@@ -15,6 +15,7 @@ from monitor.cli.parts import (
     known_model,
     open_control,
     open_lake,
+    say,
     spinner,
     time,
     user,
@@ -41,22 +42,22 @@ def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     found = statuses(maintenance, ledger, store, datetime.now(UTC))
     own = fault_lines(recorded(store.engine, ""))
     if as_json:
-        click.echo(json.dumps({"models": found, "faults": own}, indent=2))
+        say(json.dumps({"models": found, "faults": own}, indent=2))
         return
     for fault in own:
-        click.secho(f"driftd: {fault['words']}", fg="red")
+        say(f"driftd: {fault['words']}", fg="red")
     for name, entry in found.items():
         champion = f"champion version {entry['champion']}" if entry["champion"] else "no recorded champion"
-        click.secho(f"{name}: {entry['state']} ({champion})", bold=True)
-        click.echo(f"  {entry['summary']}")
+        say(f"{name}: {entry['state']} ({champion})", bold=True)
+        say(f"  {entry['summary']}")
         if entry["held"]:
-            click.secho(f"  held: {entry['held']}", fg="yellow")
+            say(f"  held: {entry['held']}", fg="yellow")
         for fault in entry["faults"]:
-            click.secho(f"  {fault['words']}", fg="red")
+            say(f"  {fault['words']}", fg="red")
         for rule in entry["rules"]:
-            click.echo(f"  {rule['phase']:9} {rule['rule']} [version {rule['version']}]: {rule['reason']}")
+            say(f"  {rule['phase']:9} {rule['rule']} [version {rule['version']}]: {rule['reason']}")
         for decision in entry["decisions"][:5]:
-            click.echo(f"  {decision['at'][:16].replace('T', ' ')}  {decision['words']}")
+            say(f"  {decision['at'][:16].replace('T', ' ')}  {decision['words']}")
 
 
 @click.command()
@@ -77,9 +78,9 @@ def retrain(
     now = datetime.now(UTC)
     given = answer(loaded, ledger, store, asked_by_person(model, user(actor), reason, now, git_ref), now)
     if as_json:
-        click.echo(json.dumps({"request": given.job, "detail": given.words}))
+        say(json.dumps({"request": given.job, "detail": given.words}))
     else:
-        click.echo(f"{model}: {given.words}")
+        say(f"{model}: {given.words}")
     if given.job is None:
         raise click.exceptions.Exit(1)
 
@@ -103,7 +104,7 @@ def pause(model: str | None, length: str | None, actor: str | None, reason: str,
     wanted = holds.Pause(model or holds.ALL, now, until, user(actor), reason)
     _, store = open_control(loaded)
     holds.pause(store.engine, wanted)
-    click.echo(f"{model}: {wanted.to_words()}" if model else wanted.to_words())
+    say(f"{model}: {wanted.to_words()}" if model else wanted.to_words())
 
 
 @click.command()
@@ -121,7 +122,7 @@ def resume(model: str | None, actor: str | None, reason: str, loaded: LoadedConf
     ended = holds.resume(store.engine, model or holds.ALL, user(actor), reason, now)
     still = holds.paused(store.engine, model or holds.ALL, now)
     said = "resumed" if ended else "there was no such pause"
-    click.echo(f"{model or 'all models'}: {said}" + (f"; {still.to_words()}" if still else ""))
+    say(f"{model or 'all models'}: {said}" + (f"; {still.to_words()}" if still else ""))
     if not ended:
         raise click.exceptions.Exit(1)
 
@@ -137,7 +138,7 @@ def approve(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> N
 
     _, store = open_control(loaded)
     operate.approve(store, job, user(actor), datetime.now(UTC), reason)
-    click.echo(f"{job}: approved")
+    say(f"{job}: approved")
 
 
 @click.command()
@@ -153,7 +154,7 @@ def reject(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> No
     _, store = open_control(loaded)
     registry = Registry(loaded.config.tracking_uri)
     operate.reject(store, registry, job, user(actor), reason or "rejected by hand", datetime.now(UTC))
-    click.echo(f"{job}: rejected")
+    say(f"{job}: rejected")
 
 
 @click.command()
@@ -174,7 +175,7 @@ def rollback(model: str, to: str | None, actor: str | None, reason: str, loaded:
     registry = Registry(loaded.config.tracking_uri)
     now, reason = datetime.now(UTC), reason or "rolled back by hand"
     version = operate.rollback(store, registry, model, registered, user(actor), reason, now, to)
-    click.echo(f"{model}: version {version} is the champion again")
+    say(f"{model}: version {version} is the champion again")
 
 
 @click.command()
@@ -190,7 +191,7 @@ def report(model: str, model_version: str | None, window_end: str | None, loaded
     end = time(window_end)
     with spinner("Evidently is at work"):
         path = write_window_report(loaded, model, model_version, end)
-    click.echo(path)
+    say(path)
 
 
 @click.command()
@@ -210,4 +211,4 @@ def forget(model: str, prediction_ids: tuple[str, ...], actor: str | None, reaso
     deleted = open_lake(loaded).forget(model, prediction_ids)
     rows = ", ".join(f"{count} {table}" for table, count in deleted.items()) or "nothing stored"
     kept = format_duration(loaded.config.lake.keep_versions_for)
-    click.echo(f"{model}: deleted {rows}; older table versions lose them within {kept}")
+    say(f"{model}: deleted {rows}; older table versions lose them within {kept}")

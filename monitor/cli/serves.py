@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from monitor.cli.parts import JSON, known_model, open_control, with_config
+from monitor.cli.parts import JSON, known_model, open_control, say, with_config
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -26,13 +26,13 @@ def traffic(model: str, as_json: bool, loaded: LoadedConfig) -> None:
     _, store = open_control(loaded)
     found = wanted(store, model).to_json()
     if as_json:
-        click.echo(json.dumps({"model": model, **found}))
+        say(json.dumps({"model": model, **found}))
         return
     if not found["shares"]:
-        click.echo(f"{model}: no champion on record")
+        say(f"{model}: no champion on record")
     for version, share in found["shares"].items():
         which = "challenger" if version == found["challenger"] else "champion"
-        click.echo(f"{model}: version {version} ({which}) {share:.1%}")
+        say(f"{model}: version {version} ({which}) {share:.1%}")
 
 
 @click.command()
@@ -56,4 +56,4 @@ def package(
     known_model(loaded, model)
     folder = output or Path(f"scoring-{model}")
     version = write(loaded, model, folder, model_version, requirements)
-    click.echo(f"{folder}: version {version} of {model}; docker build --tag scoring-{model.lower()} {folder}")
+    say(f"{folder}: version {version} of {model}; docker build --tag scoring-{model.lower()} {folder}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monitor.cli.parts import JSON
+from monitor.cli.parts import JSON, say
 
 
 @click.command()
@@ -48,11 +48,11 @@ def check(ctx: click.Context, as_json: bool) -> None:
         notes = check_references(loaded)
     except ConfigError as exc:
         if as_json:
-            click.echo(json.dumps({"ok": False, "problems": exc.problems}, indent=2))
+            say(json.dumps({"ok": False, "problems": exc.problems}, indent=2))
         else:
             for problem in exc.problems:
-                click.echo(problem, err=True)
-            click.echo(f"{len(exc.problems)} mistake(s).", err=True)
+                say(problem, err=True)
+            say(f"{len(exc.problems)} mistake(s).", err=True)
         ctx.exit(2)
     models = {
         name: {"task": s.task.value, "features": len(s.features), "classes": list(s.classes)}
@@ -61,19 +61,19 @@ def check(ctx: click.Context, as_json: bool) -> None:
     config = loaded.config
     if as_json:
         found = {"ok": True, "digest": config.digest(), "models": models, "notes": notes}
-        click.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return
-    click.echo(f"{loaded.path}: good (digest {config.digest()})")
+    say(f"{loaded.path}: good (digest {config.digest()})")
     source = (
         config.source.kafka.bootstrap if config.source.kafka and config.source.kind == "kafka" else config.events_path
     )
-    click.echo(f"  source   {config.source.kind}: {source}")
-    click.echo(f"  lake     {config.lake_uri}")
-    click.echo(f"  mlflow   {config.tracking_uri}")
+    say(f"  source   {config.source.kind}: {source}")
+    say(f"  lake     {config.lake_uri}")
+    say(f"  mlflow   {config.tracking_uri}")
     for name, model in models.items():
-        click.echo(f"  model    {name}: {model['task']}, {model['features']} features")
+        say(f"  model    {name}: {model['task']}, {model['features']} features")
     for note in notes:
-        click.secho(f"  note     {note}", fg="yellow")
+        say(f"  note     {note}", fg="yellow")
 
 
 @click.command()
@@ -117,9 +117,9 @@ def init(
     )
     done = make(Wishes(reference, registered, asked, output=None if output == "-" else Path(output), **options))
     if output == "-":
-        click.echo(done.text, nl=False)
+        say(done.text, nl=False)
     for line in done.said:
-        click.echo(line, err=output == "-")
+        say(line, err=output == "-")
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monitor.cli.parts import JSON, spinner, with_config
+from monitor.cli.parts import JSON, say, spinner, with_config
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -27,22 +27,22 @@ def calibrate(model: str, model_version: str | None, rows: int | None, as_json: 
     with spinner("comparing the reference with itself"):
         found = calibrate_model(loaded, model, model_version, rows)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        say(json.dumps(found.to_json(), indent=2))
         return
-    click.echo(
+    say(
         f"{model}: windows of {found.rows} rows (calibrated as {found.size}) against {found.reference_rows} rows of "
         f"{found.reference}"
     )
     for f in found.features:
         seen = f"{f.draws} draws in blocks of {f.block} rows, {f.chunks} chunks in order of time"
-        click.echo(
+        say(
             f"  {f.feature}: {f.method} {f.usual:.3g} is usual, {f.rare:.3g} is beyond chance; threshold "
             f"{f.threshold:g}, with chance {f.effective:.3g} ({seen})"
         )
     for metric, value, drop in found.drops:
-        click.echo(f"  {metric}: {value:.4g} in the reference; a drop of {drop:.3g} in one window is beyond chance")
-    click.secho('\nAs numbers for config.toml ("auto" follows window size and reference by itself):\n', bold=True)
-    click.echo(proposal(found), nl=False)
+        say(f"  {metric}: {value:.4g} in the reference; a drop of {drop:.3g} in one window is beyond chance")
+    say('\nAs numbers for config.toml ("auto" follows window size and reference by itself):\n', bold=True)
+    say(proposal(found), nl=False)
 
 
 @click.command()
