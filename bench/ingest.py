@@ -107,11 +107,11 @@ def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     from bench.events import MODEL, SCHEMA
     from monitor.ingest import Ingest, IngestPolicy, Writer
     from monitor.lake import Lake
-    from monitor.logs import configure_logs
     from monitor.metrics import Metrics
     from monitor.sections import SourceConfig
     from monitor.sources import Records
     from monitor.sources.kafka import KafkaSource
+    from retrain.logs import configure_logs
 
     clock, stop = _Clock(), threading.Event()
     measured: dict[str, float] = {}

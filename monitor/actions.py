@@ -21,6 +21,7 @@ from monitor.web.views import Views
 from retrain import holds
 from retrain.audit import recent
 from retrain.card import card
+from retrain.errors import UnknownJob
 from retrain.holds import ALL, Pause
 from retrain.markdown import to_html
 from retrain.traffic import traffic
@@ -38,7 +39,8 @@ ALIVE_WITHIN = 120.0
 
 
 class Actions:
-    """See `monitor.web.app.WebActions`. LookupError: no such thing; ValueError: not possible now."""
+    """See `monitor.web.app.WebActions`. LookupError, UnknownJob: no such thing; ValueError, LostRace: not possible
+    now."""
 
     def __init__(self, daemon: Daemon):
         self._daemon = daemon
@@ -89,6 +91,8 @@ class Actions:
         self._known(model)
         now = datetime.now(UTC)
         given = self._answer(asked_by_person(model, actor, reason, now, git_ref), now)
+        if given.job is None:
+            raise ValueError(given.words)
         return {"job": given.job, "decision": given.words}
 
     def alerts(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -129,10 +133,14 @@ class Actions:
         self._daemon.store.approve(job, actor, datetime.now(UTC), reason)
 
     def reject(self, job: str, actor: str, reason: str) -> None:
-        self._command("reject", "--actor", actor, "--reason", reason, "--", job)
+        if self._daemon.store.find(job) is None:
+            raise UnknownJob(f"no job {job!r}")
+        self._command("reject", f"--actor={actor}", f"--reason={reason}", "--", job)
 
     def rollback(self, model: str, actor: str, reason: str, to: str) -> dict[str, Any]:
-        self._command("rollback", "--actor", actor, "--reason", reason, *(["--to", to] if to else []), "--", model)
+        self._known(model)
+        where = [f"--to={to}"] if to else []
+        self._command("rollback", f"--actor={actor}", f"--reason={reason}", *where, "--", model)
         return {"rolled_back": model}
 
     def card(self, job: str) -> str:
@@ -166,4 +174,4 @@ class Actions:
             check=False,
         )
         if done.returncode != 0:
-            raise ValueError(done.stderr.strip() or done.stdout.strip())
+            raise ValueError((done.stderr.strip() or done.stdout.strip()).removeprefix("driftd: "))

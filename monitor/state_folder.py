@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from monitor.errors import StateLocked
@@ -18,6 +19,9 @@ class StateFolder:
     def __init__(self, path: Path):
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        if (mode := path.stat().st_mode & 0o777) & 0o027:  # of an earlier release
+            with suppress(PermissionError):  # another's folder: who owns it decides
+                path.chmod(mode & ~0o027)
         self._lock = (path / "lock").open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from monitor.errors import TransientError
 from monitor.faults import Failed
 from retrain.isolation import keep_to_oneself
+from retrain.logs import follow_logs
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -112,6 +113,7 @@ def _become_worker(parent: int, memory: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
     keep_to_oneself()
+    follow_logs()
     os.environ["DO_NOT_TRACK"] = "1"
     if memory is not None:
         os.environ |= {"POLARS_MAX_THREADS": "1", "RUST_BACKTRACE": "0"}  # both take memory

@@ -44,16 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from retrain.errors import LeaseLost, UnknownJob
     from retrain.job import Driver
+    from retrain.logs import configure_logs
     from retrain.store import open_store
 
     os.environ.setdefault(*SHORT_SPIN)  # before scikit-learn loads OpenMP
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ]
-    )
+    configure_logs("json")
     log = structlog.get_logger()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

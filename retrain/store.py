@@ -213,14 +213,17 @@ class Store:
                 audit.append(connection, note)
 
     def approve(self, job_id: str, actor: str, now: datetime, reason: str = "") -> None:
-        """Records the approval; the job goes on when it is run again. Raises LostRace when it does not wait."""
+        """Records the approval, of which there is one; the job goes on when it is run again. Raises LostRace when it
+        does not wait, or not any more; UnknownJob."""
         waiting = JobState.AWAITING_APPROVAL
         with writing(self.engine) as connection:
-            where = and_(jobs.c.id == job_id, jobs.c.state == waiting.value)
+            where = and_(jobs.c.id == job_id, jobs.c.state == waiting.value, jobs.c.approved_by.is_(None))
             changed = update(jobs).where(where).values(approved_by=actor, updated_at=now).returning(jobs.c.model)
             if (model := connection.scalar(changed)) is None:
-                state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
-                raise _refusal(job_id, state, waiting, JobState.PROMOTED)
+                found = connection.execute(select(jobs.c.state, jobs.c.approved_by).where(jobs.c.id == job_id)).first()
+                if found is not None and found.state == waiting.value:
+                    raise LostRace(f"job {job_id} has been approved already, by {found.approved_by}")
+                raise _refusal(job_id, found.state if found else None, waiting, JobState.PROMOTED)
             detail = "approved" + (f": {reason}" if reason else "")
             _record(connection, job_id, model, Step(waiting, waiting, now, actor, detail), {})
 

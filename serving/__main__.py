@@ -22,6 +22,7 @@ import uvicorn
 
 from retrain.errors import ConfigError
 from retrain.isolation import keep_to_oneself
+from retrain.logs import configure_logs
 from retrain.registry import Registry
 from serving.app import Service, ServiceMetrics, Sink, build_app
 from serving.models import Follower, open_model
@@ -38,20 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="instead of the settings'; 0 picks a free one")
     given = parser.parse_args(argv)
     keep_to_oneself()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
-    )
     try:
         settings = load(given.settings)
         secret = settings.reload_secret.reveal() if settings.reload_secret else None
     except ConfigError as exc:
         print(exc, file=sys.stderr)  # noqa: T201
         return 2
+    configure_logs("json")
     host, port = given.host or settings.host, settings.port if given.port is None else given.port
     try:
         listener = socket.create_server((host, port))

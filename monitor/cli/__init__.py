@@ -56,6 +56,9 @@ def _exit_code(exc: Exception) -> int | None:
 @click.pass_context
 def main(ctx: click.Context, config: Path) -> None:
     """Watches deployed machine-learning models and retrains them when they get worse."""
+    from retrain.isolation import keep_files_to_oneself
+
+    keep_files_to_oneself()
     ctx.obj = config
 
 

@@ -27,10 +27,11 @@ def run(ctx: click.Context) -> None:
     tune_process()
     from monitor.build import build
     from monitor.config import load
-    from monitor.logs import configure_logs
+    from retrain.logs import configure_logs
 
     loaded = load(ctx.obj)
-    configure_logs(loaded.config.daemon.log_format)
+    loaded.config.state.mkdir(parents=True, exist_ok=True)
+    configure_logs(loaded.config.daemon.log_format, loaded.config.state / "crash")
     ctx.exit(build(loaded, ctx.obj).run())
 
 

@@ -27,6 +27,10 @@ from monitor.errors import TransientError
 from monitor.metrics import Metrics
 from monitor.web.page import CONTENT_SECURITY_POLICY, render
 from monitor.web.views import days_of
+from retrain.errors import LostRace, UnknownJob
+
+LONGEST = 2000
+"""Characters of what a person gives for the record."""
 
 
 class WebActions(Protocol):
@@ -167,10 +171,13 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             return {}
         try:
             body = await request.json()
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise HTTPException(400, f"the body is not JSON: {exc}") from exc
         if not isinstance(body, dict):
             raise HTTPException(400, "the body must be a JSON object")
+        for name in ("actor", "reason", "to", "git_ref"):
+            if (given := body.get(name)) is not None and not (isinstance(given, str) and len(given) <= LONGEST):
+                raise HTTPException(400, f"{name} must be a text of at most {LONGEST} characters")
         return body
 
     reports.mkdir(parents=True, exist_ok=True)
@@ -206,7 +213,10 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
             HTTPException: _problem,
             TransientError: _unavailable,
             LookupError: _not_found,
+            UnknownJob: _not_found,
             ValueError: _conflict,
+            LostRace: _conflict,
+            Exception: _broken,
         },
     )
 
@@ -287,3 +297,8 @@ async def _not_found(_: Request, exc: Exception) -> Response:
 
 async def _conflict(_: Request, exc: Exception) -> Response:
     return JSONResponse({"error": str(exc)}, status_code=409)
+
+
+async def _broken(_: Request, exc: Exception) -> Response:
+    """A bug: the server logs it, with its traceback."""
+    return JSONResponse({"error": f"{type(exc).__name__}: see the log of driftd"}, status_code=500)

@@ -104,9 +104,15 @@ def child_environment(names: Iterable[str], environ: Mapping[str, str], folder: 
     return env
 
 
+def keep_files_to_oneself() -> None:
+    """What this process and those that it starts write is read by its user and group alone."""
+    os.umask(os.umask(0o077) | 0o027)
+
+
 def keep_to_oneself() -> None:
     """Called by a process that holds secrets: no other process of its user may read its environment and memory, as
-    those may do that it starts (Linux; whoever is root may all the same)."""
+    those may do that it starts (Linux; whoever is root may all the same); and as `keep_files_to_oneself`."""
+    keep_files_to_oneself()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE
 

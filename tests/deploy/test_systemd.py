@@ -64,7 +64,7 @@ def test_a_stop_is_given_the_time_it_takes() -> None:
 def test_a_reload_is_a_hangup_and_a_refused_configuration_is_not_tried_again() -> None:
     assert settings()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert settings()["RestartPreventExitStatus"] == ["2"]
-    assert {command.split()[0] for key in ("ExecStart", "ExecStartPre") for command in settings()[key]} == {PROGRAM}
+    assert {command.split()[0] for command in settings()["ExecStart"]} == {PROGRAM}
 
 
 def test_secrets_are_credentials() -> None:

@@ -487,7 +487,10 @@ def check_pauses(daemon: Daemon, token: str) -> None:
     assert daemon.status()["held"].startswith("all models are paused by bob")
     until("the metric", lambda: daemon.metric("driftd_retraining_held", model=MODEL) == 1)
     status, text = daemon.request(f"/api/v1/models/{MODEL}/retrain", {"actor": "ann"}, token=token)
-    assert (status, "not retrained: all models are paused by bob" in text) == (202, True)
+    assert (status, "not retrained: all models are paused by bob" in json.loads(text)["error"]) == (409, True)
+    assert json.loads(daemon.request("/api/v1/jobs/stranger/approve", {}, token=token)[1]) == {
+        "error": "no job 'stranger'"
+    }
     assert daemon.request("/api/v1/resume", {}, token=token)[0] == 200
     assert daemon.request("/api/v1/resume", {}, token=token)[0] == 409
     assert daemon.request(f"/api/v1/models/{MODEL}/resume", {}, token=token)[0] == 200

@@ -257,6 +257,12 @@ def test_the_whole_is_shown_and_nobody_was_stopped(world: World) -> None:
         assert daemon.request(f"/models/{model}")[0] == 200
     assert daemon.metric("driftd_ticks_total", outcome="ok") > 0
     assert daemon.stop()[0] == 0
+    assert all({"event", "level", "timestamp"} <= set(line) for line in daemon.lines()), "a line is a record"
+    assert daemon.state.stat().st_mode & 0o777 == 0o750
+    readable = [
+        p for p in daemon.state.rglob("*") if p.is_file() and "events" not in p.parts and p.stat().st_mode & 0o7
+    ]
+    assert readable == []
     for path in sorted((daemon.state / "events").rglob("*.ndjson")):
         path.unlink()
     daemon.start()

@@ -148,6 +148,19 @@ def test_a_challenger_waits_until_it_is_approved_or_its_time_is_over(store: Stor
     assert store.history("job-1")[-1].actor == "ann"
 
 
+def test_of_two_who_approve_at_once_one_does(store: Store, tmp_path: Path) -> None:
+    store.submit(spec(tmp_path), NOW)
+    walk(store, "job-1", S.SNAPSHOT, S.TRAINING, S.EVALUATING, S.AWAITING_APPROVAL)
+    store.approve("job-1", "ann", NOW)
+    with pytest.raises(LostRace, match="job job-1 has been approved already, by ann"):
+        store.approve("job-1", "bob", NOW)
+    with pytest.raises(UnknownJob):
+        store.approve("job-2", "bob", NOW)
+    job = store.find("job-1")
+    assert job is not None
+    assert job.approved_by == "ann"
+
+
 def test_only_a_waiting_challenger_is_approved(store: Store, tmp_path: Path) -> None:
     store.submit(spec(tmp_path), NOW)
     with pytest.raises(LostRace, match="it is requested"):

@@ -1,0 +1,109 @@
+"""The log: structlog to stdout, JSON lines, or readable ones on a terminal.
+
+Invariant: as JSON, one line is one record, whoever writes it: driftd, a library's logging, a warning, an uncaught
+exception, a library in another language on the standard error of this process or of those that it has started.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from retrain.names import printable
+
+_STYLE = "DRIFTD_LOG_STYLE"
+_QUIET = ("apscheduler", "kafka")
+_LONGEST = 20_000
+"""Characters of a foreign line that are kept."""
+
+
+def configure_logs(style: Literal["auto", "json", "console"] = "auto", crashes: Path | None = None) -> None:
+    """Called once by what runs; libraries' own logging is kept to warnings. `crashes`: the file for the traceback of a
+    process that was ended from below (out of memory, a fault), which is logged at the next start."""
+    readable = style == "console" or (style == "auto" and sys.stdout.isatty())
+    os.environ[_STYLE] = "console" if readable else "json"
+    _configure(readable)
+    if crashes is not None:
+        _tell_of_crash(crashes)
+    if not readable:
+        threading.Thread(target=_read_foreign, args=(_divert_stderr(),), name="stderr", daemon=True).start()
+
+
+def follow_logs() -> None:
+    """In a process that was started by one with `configure_logs`: the same."""
+    if style := os.environ.get(_STYLE):
+        _configure(style == "console")
+
+
+def _configure(readable: bool) -> None:
+    common: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any] = (
+        [_without_controls, structlog.dev.ConsoleRenderer()]
+        if readable
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[*common, *last],
+        logger_factory=structlog.WriteLoggerFactory(),  # a line is one write: none comes in between
+        cache_logger_on_first_use=True,
+    )
+    foreign = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(foreign)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+    for noisy in _QUIET:
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    _catch_uncaught()
+
+
+def _without_controls(_: Any, __: str, event: Any) -> Any:
+    return {key: printable(value, "\n\t") if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _catch_uncaught() -> None:
+    log = structlog.get_logger()
+    sys.excepthook = lambda _kind, exc, _trace: log.critical("uncaught_exception", exc_info=exc)
+    threading.excepthook = lambda args: log.critical(
+        "uncaught_exception", thread=args.thread.name if args.thread else None, exc_info=args.exc_value
+    )
+    sys.unraisablehook = lambda told: log.warning(
+        "exception_ignored", where=repr(told.object)[:200], exc_info=told.exc_value
+    )
+
+
+def _tell_of_crash(path: Path) -> None:
+    if path.is_file() and (told := path.read_text(errors="replace")[:_LONGEST]):
+        structlog.get_logger().error("process_had_crashed", trace=told)
+    faulthandler.enable(path.open("w"))
+
+
+def _divert_stderr() -> int:
+    """From now on what is written to standard error can be read from the file descriptor that comes back."""
+    ours, theirs = os.pipe()
+    sys.stderr.flush()
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    return ours
+
+
+def _read_foreign(source: int) -> None:
+    log = structlog.get_logger()
+    with os.fdopen(source, encoding="utf-8", errors="replace", newline="\n") as lines:
+        for line in lines:
+            if text := line.strip():
+                log.warning("stderr", line=text[:_LONGEST])
