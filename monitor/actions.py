@@ -24,6 +24,7 @@ from retrain.card import card
 from retrain.errors import UnknownJob
 from retrain.holds import ALL, Pause
 from retrain.markdown import to_html
+from retrain.redaction import redacted
 from retrain.traffic import traffic
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Actions:
 
     def audit(self, model: str | None, before: int | None, limit: int) -> dict[str, Any]:
         found = recent(self._daemon.store.engine, model, before, limit)
-        return {"entries": [entry.to_json() for entry in found]}
+        return {"entries": [redacted(entry.to_json()) for entry in found]}  # 0.1.0 has written down what it was given
 
     def traffic(self, model: str) -> dict[str, Any]:
         self._known(model)

@@ -5,19 +5,21 @@ Invariant: whatever leaves `load` is complete and consistent; no later step chec
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from monitor.errors import ConfigError
 from monitor.explain import explain
 from monitor.sections import RESERVED_NAMES, Config, ModelConfig, about_features
-from retrain.fields import SECRET_NAME, Secret
+from retrain.fields import Secret
+from retrain.redaction import secrets_in
 from retrain.schema import Feature, ModelSchema, Task
 
 
@@ -163,18 +165,31 @@ def _revealed(value: str | Secret) -> str:
 
 def _literal_secrets(config: Config) -> Iterator[str]:
     """What `retrain.spec` refuses to store with a job; here it is the operator's to mend, there a bug."""
-    for option, value in config.lake.options.items():
-        if isinstance(value, str) and SECRET_NAME.search(option) and not value.startswith("env:"):
-            yield f'lake.options.{option}: must be {{ env = "NAME" }} or {{ file = "PATH" }}, never the secret itself'
-    for place, uri in (("mlflow.tracking_uri", config.mlflow.tracking_uri), ("lake.uri", config.lake.uri)):
-        if uri and "://" in uri and urlsplit(uri).password:
-            yield f"{place}: holds a password; pass it by environment variable instead"
+    for place in secrets_in(config.to_json()):
+        yield f"{place}: {_instead_of_secret(place)}"
     for hook in config.webhooks:
+        if isinstance(hook.url, str) and re.search(r"/(?=[^/]*\d)(?=[^/]*[A-Za-z])[\w-]{20,}", hook.url):
+            yield f"webhooks.{hook.name}.url: {_instead_of_secret('webhooks')}"
         told = urlsplit(_revealed(hook.url))
         if told.scheme not in ("http", "https") or not told.hostname:
             yield f"webhooks.{hook.name}.url: must begin with http:// or https:// and name a host"
         elif told.username or told.password:
             yield f"webhooks.{hook.name}.url: must hold no user and password: receivers check the signature"
-    url = urlsplit(config.daemon.control_url or "")
-    if url.password or "password" in parse_qs(url.query):
-        yield "daemon.control_url: holds a password: keep it in a service file (docs/operating.md, Scale)"
+
+
+def _instead_of_secret(place: str) -> str:
+    """What to write there."""
+    match place.split(".")[0].split("[")[0], place:
+        case "daemon", "daemon.control_url":
+            return "holds a password: keep it in a service file (docs/operating.md, Scale)"
+        case "lake" | "mlflow", "lake.uri" | "mlflow.tracking_uri":
+            return "holds a password; pass it by environment variable instead"
+        case "lake", _:
+            return 'must be { env = "NAME" } or { file = "PATH" }, never the secret itself'
+        case "webhooks", _:
+            return 'is a secret: must be { env = "NAME" } or { file = "PATH" }'
+        case "engine", _:
+            return "holds a secret, and Ray shows it to everybody; set it on the nodes instead"
+        case "models", _ if ".retrain." in place:
+            return "holds a secret: let the trainer read a variable, which retrain.environment names"
+    return "holds a secret, which would be recorded and shown"

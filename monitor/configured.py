@@ -25,7 +25,8 @@ def note_configuration(engine: Engine, config: Config, now: datetime) -> None:
     last = audit.newest(engine, AuditKind.CONFIGURED)
     if last is not None and last.subject == digest:
         return
-    detail = "first configuration" if last is None else _changes(last.body["config"], found)
+    before = {} if last is None else last.body.get("config", {})  # an entry may have been redacted
+    detail = _changes(before, found) if before else "first configuration"
     audit.note(engine, Entry(now, AuditKind.CONFIGURED, "", audit.DRIFTD, digest, detail, {"config": found}))
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from retrain.fields import format_duration
+from retrain.redaction import redact, secrets_in
 
 
 class MistakesFound(ValueError):
@@ -39,7 +40,7 @@ def _lines(error: ErrorDetails, root: type[BaseModel]) -> Iterator[str]:
     if isinstance(cause, MistakesFound):
         yield from (f"{place}.{path}: {text}" for path, text in cause.found)
     else:
-        yield f"{place}: {_message(error, root)}"
+        yield f"{place}: {redact(_message(error, root))}"
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
@@ -56,7 +57,7 @@ def _message(error: ErrorDetails, root: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     given = error.get("input")
     shown = repr(format_duration(given) if isinstance(given, timedelta) else given)
-    if len(shown) > 60:
+    if len(shown) > 60 or any(True for _ in secrets_in(given, name=str((error["loc"] or ("",))[-1]))):
         shown = f"a {type(error.get('input')).__name__}"
     match kind:
         case "extra_forbidden":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retrain.records import AliasMove, Job, Step
+from retrain.records import AliasMove, Job, Step, verdict
 from retrain.store import Store
 
 
@@ -96,7 +96,7 @@ def _job_in_words(job: Mapping[str, Any]) -> Iterator[str]:
         yield f"  code       commit {data.get('git_commit') or 'unknown'}, digest {data['code_digest']}"
         yield f"  settings   digest {data['config_digest']}"
     for gate in job["gates"]:
-        yield f"  gate       {'passed' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['detail']}"
+        yield f"  gate       {verdict(gate)} {gate['name']}: {gate['detail']}"
     agreed = f"approved by {job['approved_by']}" if job["approved_by"] else f"nobody was asked: {job['approval']}"
     yield f"  agreed     {agreed}"
     if job["run"]:

@@ -2,7 +2,8 @@
 
 Invariant: entries are numbered 1, 2, 3, .. without a gap, and each one's digest covers the entry and the digest before
 it, so whoever knows the newest digest can tell whether anything before it was changed, removed or inserted. The
-database itself refuses to change or remove an entry.
+database itself refuses to change or remove an entry. What looks like a secret is not written down. Of one that
+was, `redact` takes `detail` and `body` away: the digest stays, and an entry says who did it and why.
 
 The digest is sha256, in hex, of the line
 
@@ -37,11 +38,15 @@ from sqlalchemy import (
     event,
     insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
 from retrain.database import UtcDateTime, metadata, reading, writing
+from retrain.errors import Refused
+from retrain.redaction import REDACTED, redacted
+from retrain.redaction import redact as without_secrets
 
 DRIFTD = "driftd"
 """The actor of what nobody asked for."""
@@ -71,6 +76,9 @@ _head = Table(
 )
 
 
+_redactions = Table("audit_redactions", metadata, Column("number", Integer, primary_key=True, autoincrement=False))
+"""Entries whose text may be taken away."""
+
 _newest = select(_head.c.number, _head.c.digest)
 
 
@@ -79,10 +87,22 @@ def _begin(_table: Table, connection: Connection, **_: Any) -> None:
     connection.execute(insert(_head).values(id=1, number=0, digest=BEGINNING))
 
 
+_IS_REDACTION = (
+    "EXISTS (SELECT 1 FROM audit_redactions r WHERE r.number = OLD.number) AND NEW.number = OLD.number "
+    "AND NEW.at = OLD.at AND NEW.model = OLD.model AND NEW.kind = OLD.kind AND NEW.actor = OLD.actor "
+    "AND NEW.subject = OLD.subject AND NEW.previous = OLD.previous AND NEW.digest = OLD.digest "
+    "AND NEW.detail = '(redacted)' AND NEW.body = '{}'"
+)
 _REFUSE = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+_POSTGRES_REDACTS_ONLY = (
+    "CREATE FUNCTION audit_log_redacts_only() RETURNS trigger LANGUAGE plpgsql AS "
+    f"$$ BEGIN IF {_IS_REDACTION} THEN RETURN NEW; END IF; RAISE EXCEPTION 'the audit log is append-only'; END $$; "
+    "CREATE TRIGGER audit_log_redacts_only BEFORE UPDATE ON audit_log "
+    "FOR EACH ROW EXECUTE FUNCTION audit_log_redacts_only()"
+)
 _GUARDS = {
     (_entries, "sqlite"): [
-        f"CREATE TRIGGER audit_log_no_update BEFORE UPDATE ON audit_log {_REFUSE}",
+        f"CREATE TRIGGER audit_log_redacts_only BEFORE UPDATE ON audit_log WHEN NOT ({_IS_REDACTION}) {_REFUSE}",
         f"CREATE TRIGGER audit_log_no_delete BEFORE DELETE ON audit_log {_REFUSE}",
         "CREATE TRIGGER audit_log_no_replace BEFORE INSERT ON audit_log "  # noqa: S608 - nothing from outside
         f"WHEN EXISTS (SELECT 1 FROM audit_log WHERE number = NEW.number) {_REFUSE}",
@@ -94,8 +114,9 @@ _GUARDS = {
     (_entries, "postgresql"): [
         "CREATE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$",
-        "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
+        "CREATE TRIGGER audit_log_stays BEFORE DELETE OR TRUNCATE ON audit_log "
         "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
+        _POSTGRES_REDACTS_ONLY,
     ],
     (_head, "postgresql"): [
         "CREATE FUNCTION audit_head_refuse() RETURNS trigger LANGUAGE plpgsql AS "
@@ -109,6 +130,27 @@ _GUARDS = {
 for (_table, _dialect), _statements in _GUARDS.items():
     for _statement in _statements:
         event.listen(_table, "after_create", DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
+
+
+_FORMER_GUARDS = {
+    "sqlite": (
+        "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'audit_log_no_update'",
+        ["DROP TRIGGER audit_log_no_update", _GUARDS[_entries, "sqlite"][0]],
+    ),
+    "postgresql": (
+        "SELECT 1 FROM pg_trigger WHERE tgname = 'audit_log_append_only' AND tgrelid = 'audit_log'::regclass",
+        ["DROP TRIGGER audit_log_append_only ON audit_log", *_GUARDS[_entries, "postgresql"][1:]],
+    ),
+}
+"""How to know a log of 0.1.0, which refuses redactions too, and what makes it one of today."""
+
+
+@event.listens_for(metadata, "after_create")
+def _renew_guards(_metadata: Any, connection: Connection, **_: Any) -> None:
+    is_former, statements = _FORMER_GUARDS.get(connection.dialect.name, ("", []))
+    if is_former and connection.scalar(text(is_former)) is not None:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
 
 
 class AuditKind(StrEnum):
@@ -125,6 +167,7 @@ class AuditKind(StrEnum):
     RESUMED = "resumed"
     ROWS_FORGOTTEN = "rows_forgotten"
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"
+    REDACTED = "redacted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +211,7 @@ def append(connection: Connection, entry: Entry) -> None:
     """Append one entry in the caller's transaction.
 
     Takes the lock of the log's head until that transaction ends: it comes after the locks the caller takes itself.
+    Secrets in its texts become `(redacted)`.
     """
     number, previous = lock(connection)
     recorded = Recorded(
@@ -175,10 +219,10 @@ def append(connection: Connection, entry: Entry) -> None:
         at=entry.at,
         model=entry.model,
         kind=entry.kind.value,
-        actor=entry.actor,
-        subject=entry.subject,
-        detail=entry.detail,
-        body=_finite(entry.body),
+        actor=without_secrets(entry.actor),
+        subject=without_secrets(entry.subject),
+        detail=without_secrets(entry.detail),
+        body=redacted(_finite(entry.body)),
         previous=previous,
         digest="",
     )
@@ -203,6 +247,29 @@ def note(engine: Engine, entry: Entry) -> None:
     """Append one entry in a transaction of its own: before an effect that no transaction can hold."""
     with writing(engine) as connection:
         append(connection, entry)
+
+
+def redact(engine: Engine, number: int, actor: str, reason: str, now: datetime) -> None:
+    """Take `detail` and `body` of an entry away. Raises Refused when there is no such entry, or nothing to take."""
+    with writing(engine) as connection:
+        lock(connection)
+        row = connection.execute(select(_entries).where(_entries.c.number == number)).mappings().first()
+        if row is None:
+            raise Refused(f"the audit log has no entry {number}")
+        if row["kind"] == AuditKind.REDACTED or (row["detail"], row["body"]) == (REDACTED, "{}"):
+            raise Refused(f"entry {number} holds nothing that could be taken away")
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA secure_delete = ON")  # not only unlinked: overwritten
+        connection.execute(insert(_redactions).values(number=number))
+        connection.execute(update(_entries).where(_entries.c.number == number).values(detail=REDACTED, body="{}"))
+        body = {"number": number, "digest": row["digest"]}
+        append(connection, Entry(now, AuditKind.REDACTED, row["model"], actor, f"entry {number}", reason, body))
+    if engine.dialect.name == "sqlite":
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            raw.close()
 
 
 def entries(
@@ -280,6 +347,7 @@ def verify(engine: Engine, anchors: Mapping[int, str]) -> Verified:
 
 def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_digest: str) -> Verified:
     number, digest = 0, BEGINNING
+    taken = _redacted_entries(engine)
     for entry in entries(engine):
         if entry.number > head_number:
             break  # appended meanwhile
@@ -288,6 +356,8 @@ def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_d
         if entry.previous != digest:
             return Verified(number, digest, f"entry {entry.number} does not follow entry {number}: one was replaced")
         number, digest = entry.number, entry.digest_after(digest)
+        if (entry.detail, entry.body) == (REDACTED, {}) and taken.get(number) == entry.digest:
+            digest = entry.digest  # what it was of cannot be seen any more; that it was taken away is an entry
         if entry.digest != digest:
             return Verified(number, digest, f"entry {number} ({entry.at:%Y-%m-%d %H:%M} UTC) was changed")
         if number in anchors and not (anchors[number] and digest.startswith(anchors[number])):
@@ -297,6 +367,14 @@ def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_d
     if lost := [n for n in anchors if n > number]:
         return Verified(number, digest, f"entry {max(lost)} was noted and is not there: the end was cut off")
     return Verified(number, digest)
+
+
+def _redacted_entries(engine: Engine) -> dict[int, str]:
+    """Digests by number, as the entries say that have taken them away."""
+    query = select(_entries).where(_entries.c.kind == AuditKind.REDACTED.value)
+    with reading(engine) as connection:
+        found = [_recorded(row) for row in connection.execute(query).mappings()]
+    return {int(e.body["number"]): str(e.body["digest"]) for e in found if {"number", "digest"} <= set(e.body)}
 
 
 class DamagedEntry(ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 from retrain.config import CardConfig
 from retrain.markdown import plain, table
 from retrain.quality import METRICS
-from retrain.records import AliasMove, Job, Step
+from retrain.records import AliasMove, Job, Step, verdict
 
 
 def card(job: Job, steps: Sequence[Step], moves: Sequence[AliasMove]) -> str:
@@ -155,8 +155,9 @@ def _gate_table(gates: Sequence[Mapping[str, Any]]) -> list[str]:
     for gate in gates:
         low, high = gate["interval"] or (None, None)
         interval = "" if low is None else f"{low:.4g} to {high:.4g}"
-        result = "passed" if gate["passed"] else "FAILED"
-        rows.append((result, gate["name"], _number(gate["value"]), interval, _number(gate["limit"]), gate["detail"]))
+        rows.append(
+            (verdict(gate), gate["name"], _number(gate["value"]), interval, _number(gate["limit"]), gate["detail"])
+        )
     return table(("", "gate", "value", "interval", "limit", ""), rows)
 
 

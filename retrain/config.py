@@ -88,6 +88,10 @@ class GatesConfig(Section):
     max_odds_difference: Share | None = Field(
         None, description="binary: difference between groups in true or false positive rates, at most"
     )
+    too_good: Literal["ask", "off"] = Field(
+        "ask",
+        description="a challenger whose answers are nearly all right, as no model's before were, waits for a person",
+    )
     functions: tuple[str, ...] = Field(
         (), strict=False, description="gates of your own, as `module:function`; see docs/gates.md"
     )

@@ -30,6 +30,7 @@ from retrain.safeguards import Match, safeguards, size_gate
 from retrain.scorer import Scorer
 from retrain.snapshot import Snapshot
 from retrain.spec import JobSpec
+from retrain.too_good import too_good
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Contest:
             return self
         failed = replace(self.gates[0], passed=False, detail=f"{self.gates[0].detail}; but the refit failed")
         return replace(self, gates=(failed, *self.gates[1:]))
+
+    @property
+    def passed(self) -> bool:
+        """No gate rejects the challenger; one may ask a person."""
+        return not any(g.rejects for g in self.gates)
 
     def of_size(self, size: int, config: GatesConfig) -> Contest:
         """The contest when a model of this size is the one that is promoted."""
@@ -86,8 +92,11 @@ def champion_side(
     return served or f"version {version} {why}, and too few holdout rows hold its predictions"
 
 
-def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout: pl.DataFrame) -> Contest:
-    """Both evaluations and every gate but the smoke test. Raises ValueError for a metric that does not fit."""
+def hold_contest(
+    spec: JobSpec, champion: Side | str, challenger: Side, holdout: pl.DataFrame, earlier: pl.DataFrame | None = None
+) -> Contest:
+    """Both evaluations and every gate but the smoke test; that of a challenger which is too good where rows `earlier`
+    than the holdout are given, those that it was trained on. Raises ValueError for a metric that does not fit."""
     gates, schema = spec.config.gates, spec.schema
     metric = quality_metric(schema, gates.metric)
     if isinstance(champion, str):
@@ -109,6 +118,8 @@ def hold_contest(spec: JobSpec, champion: Side | str, challenger: Side, holdout:
     )
     match = Match(champion, challenger, holdout, labels_array(holdout, schema), schema, metric)
     asked_for = safeguards(match, gates, spec.config.seed)
+    if earlier is not None and gates.too_good == "ask":
+        asked_for.append(too_good(match, earlier))
     judged = judge(theirs, ours, comparison, schema, gates, renewing=_renewing(spec))
     return Contest(theirs, ours, comparison, (*judged, *asked_for))
 

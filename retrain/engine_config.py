@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from retrain.fields import SECRET_NAME, Duration, Secret, Section, Size, parse_duration
+from retrain.fields import Duration, Secret, Section, Size, parse_duration
+from retrain.redaction import names_secret, redact
 
 
 class CallConfig(Section):
@@ -26,8 +27,11 @@ class CallConfig(Section):
     @model_validator(mode="after")
     def _no_literal_secret(self) -> CallConfig:
         for name, value in self.headers.items():
-            if _SECRET_HEADER.search(name) and "$" not in value:
+            if (_SECRET_HEADER.search(name) and "$" not in value) or redact(value) != value:
                 raise ValueError(f'headers.{name}: write "$NAME" for an entry of the table `secrets`, not the secret')
+        for name, value in (("url", self.url), ("body", self.body or "")):
+            if redact(value) != value:
+                raise ValueError(f'{name}: holds a secret: write "$NAME" for an entry of the table `secrets`')
         return self
 
 
@@ -84,7 +88,7 @@ class RayConfig(Section):
     @model_validator(mode="after")
     def _no_literal_secret(self) -> RayConfig:
         for name in self.runtime_env.get("env_vars", {}):
-            if SECRET_NAME.search(name):
+            if names_secret(name):
                 raise ValueError(f"runtime_env.env_vars.{name}: Ray shows it to everybody; set it on the nodes instead")
         return self
 

@@ -15,10 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from retrain.errors import ConfigError
 
-SECRET_NAME = re.compile(
-    r"secret|token|password|passwd|credential|account_key|service_account|sas_key|api_?key", re.IGNORECASE
-)
-"""Names of settings whose value is not to be written down."""
 _UNITS = {"us": 0.000_001, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 36_500 * 86_400
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -67,6 +63,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+_NOT_SHOWN = "(not shown: is it the secret itself?)"
+
+
 class Secret(Section):
     """A secret by reference: `{ env = "NAME" }` or `{ file = "/run/secrets/name" }`; never the value itself."""
 
@@ -83,14 +82,16 @@ class Secret(Section):
         """The secret's value. Raises ConfigError naming the variable or file that is missing."""
         if self.env is not None:
             if not (value := os.environ.get(self.env)):
-                raise ConfigError([f"environment variable {self.env} is not set: export it or use file = ..."])
+                name = self.env if re.fullmatch(r"[A-Z][A-Z0-9_]*", self.env) else _NOT_SHOWN
+                raise ConfigError([f"environment variable {name} is not set: export it or use file = ..."])
             return value
+        path = Path(str(self.file))
+        shown = path if len(path.parts) > 1 or path.suffix else _NOT_SHOWN
         try:
-            value = Path(str(self.file)).read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise ConfigError([f"secret file {self.file}: {exc.strerror}"]) from exc
-        except UnicodeDecodeError as exc:
-            raise ConfigError([f"secret file {self.file}: is not UTF-8 text"]) from exc
+            value = path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            why = "is not UTF-8 text" if isinstance(exc, UnicodeDecodeError) else getattr(exc, "strerror", "is no path")
+            raise ConfigError([f"secret file {shown}: {why}"]) from exc
         if not value:
-            raise ConfigError([f"secret file {self.file}: is empty"])
+            raise ConfigError([f"secret file {shown}: is empty"])
         return value

@@ -19,7 +19,8 @@ from retrain.schema import ModelSchema
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """`value` is held against `limit`; `interval` is the confidence interval of `value` where there is one."""
+    """`value` is held against `limit`; `interval` is the confidence interval of `value` where there is one. One that
+    `asks` and has not passed rejects nothing: a person decides."""
 
     name: str
     passed: bool
@@ -27,6 +28,11 @@ class GateResult:
     limit: float | None
     detail: str
     interval: tuple[float, float] | None = None
+    asks: bool = False
+
+    @property
+    def rejects(self) -> bool:
+        return not self.passed and not self.asks
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,11 +79,11 @@ def judge(
 
 
 def decide(gates: Sequence[GateResult], smoke: SmokeTest | None) -> Decision:
-    """All gates passed, the smoke test too -> Promote. `smoke` is None when it was not worth running."""
+    """No gate rejects, the smoke test neither -> Promote. `smoke` is None when it was not worth running."""
     results = tuple(gates)
     if smoke is not None:
         results = (*results, GateResult("smoke_test", smoke.passed, None, None, smoke.detail))
-    reasons = tuple(f"{g.name}: {g.detail}" for g in results if not g.passed)
+    reasons = tuple(f"{g.name}: {g.detail}" for g in results if g.rejects)
     if not reasons and smoke is None:
         reasons = ("smoke_test: not run",)
     return Reject(results, reasons) if reasons else Promote(results)

@@ -17,11 +17,14 @@ from typing import Any, Literal
 import structlog
 
 from retrain.names import printable
+from retrain.redaction import redacted
 
 _STYLE = "DRIFTD_LOG_STYLE"
 _QUIET = ("apscheduler", "kafka")
 _LONGEST = 20_000
 """Characters of a foreign line that are kept."""
+_own_stderr: int | None = None
+"""The standard error that this process was started with, once it is diverted."""
 
 
 def configure_logs(style: Literal["auto", "json", "console"] = "auto", crashes: Path | None = None) -> None:
@@ -42,6 +45,16 @@ def follow_logs() -> None:
         _configure(style == "console")
 
 
+def last_words(text: str) -> bool:
+    """Why this process ends, as a record on the standard error that it was started with; False, and nothing said,
+    where that was not diverted."""
+    if _own_stderr is None:
+        return False
+    with os.fdopen(os.dup(_own_stderr), "w") as stream:
+        structlog.wrap_logger(structlog.WriteLogger(stream)).critical("driftd_ends", error=text)
+    return True
+
+
 def _configure(readable: bool) -> None:
     common: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -49,9 +62,9 @@ def _configure(readable: bool) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any] = (
-        [_without_controls, structlog.dev.ConsoleRenderer()]
+        [_without_secrets, _without_controls, structlog.dev.ConsoleRenderer()]
         if readable
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        else [structlog.processors.format_exc_info, _without_secrets, structlog.processors.JSONRenderer(default=str)]
     )
     structlog.configure(
         processors=[*common, *last],
@@ -69,6 +82,10 @@ def _configure(readable: bool) -> None:
     for noisy in _QUIET:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     _catch_uncaught()
+
+
+def _without_secrets(_: Any, __: str, event: Any) -> Any:
+    return {key: value if key == "exc_info" else redacted(value, key) for key, value in event.items()}
 
 
 def _without_controls(_: Any, __: str, event: Any) -> Any:
@@ -94,8 +111,10 @@ def _tell_of_crash(path: Path) -> None:
 
 def _divert_stderr() -> int:
     """From now on what is written to standard error can be read from the file descriptor that comes back."""
+    global _own_stderr
     ours, theirs = os.pipe()
     sys.stderr.flush()
+    _own_stderr = os.dup(2)
     os.dup2(theirs, 2)
     os.close(theirs)
     return ours

@@ -45,14 +45,18 @@ def onward(job: JobContext) -> Next | None:
 
 def _why_ask(job: JobContext) -> str:
     """Why a person must agree, empty when none must."""
-    config, gain = job.spec.config, job.result["gain"]
+    config, gain, shadow = job.spec.config, job.result["gain"], job.result.get("shadow")
+    if shadow is None:  # one that has passed was right about rows that nothing could know of when it was trained
+        asking = [f"{g['name']}: {g['detail']}" for g in job.result["gates"] if g.get("asks") and not g["passed"]]
+        if asking:
+            return "; ".join(asking)
     close = gain is None or gain < config.close_call
     if config.approval == "auto" or (config.approval == "close_calls" and not close):
         return ""
     detail = f"version {job.result['version']} passed every gate"
     if gain is not None:
         detail += f"; it is better by {gain:.2g} standard errors, {config.close_call:g} would be clear"
-    if (shadow := job.result.get("shadow")) is not None:
+    if shadow is not None:
         detail += f"; {shadow['detail']}"
     return detail
 

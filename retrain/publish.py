@@ -141,8 +141,8 @@ def log_evaluation(
             "difference.low": comparison.low,
             "difference.high": comparison.high,
         }
-    failed = {g.name for g in gates if not g.passed}
-    tags = {f"driftd.gate.{g.name}": "failed" if g.name in failed else "passed" for g in gates}
+    failed = {g.name: "asks" if g.asks else "failed" for g in gates if not g.passed}
+    tags = {f"driftd.gate.{g.name}": failed.get(g.name, "passed") for g in gates}
     registry.log(run_id, at_ms=_ms(at), metrics=metrics, tags=tags)
     document = {
         "champion": None if champion is None else champion.to_json(),

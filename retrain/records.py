@@ -71,6 +71,11 @@ def found_no_better(gate: Mapping[str, Any]) -> bool:
     return gate["name"] in _QUALITY and not gate["passed"] and measured is not None
 
 
+def verdict(gate: Mapping[str, Any]) -> str:
+    """Of a gate (`GateResult.to_json`), in words for people."""
+    return "passed" if gate["passed"] else "asks" if gate.get("asks") else "FAILED"
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     from_state: JobState | None

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from retrain.config import RetrainConfig
 from retrain.engine_config import EngineConfig
-from retrain.fields import SECRET_NAME
 from retrain.model_files import MAX_BYTES
 from retrain.recipe import Recipe
+from retrain.redaction import secrets_in
 from retrain.request import RetrainRequest
 from retrain.schema import ModelSchema
 from retrain.scorer import Limits, Trust
@@ -69,14 +68,6 @@ class JobSpec:
     code: str = ""
     scratch: str = ""
 
-    def __post_init__(self) -> None:
-        for name, value in self.storage_options:
-            if SECRET_NAME.search(name) and not value.startswith("env:"):
-                raise ValueError(f'storage option {name}: write "env:VARIABLE", secrets are not stored with a job')
-        for field, uri in (("tracking_uri", self.tracking_uri), ("outcomes_uri", self.outcomes_uri)):
-            if "://" in uri and urlsplit(uri).password:
-                raise ValueError(f"{field}: holds a password; pass it by environment variable instead")
-
     @property
     def job_dir(self) -> Path:
         readable = re.sub(r"[^A-Za-z0-9_.-]", "-", self.request.id)[:60].strip(".") or "job"
@@ -106,6 +97,12 @@ class JobSpec:
             name: environ[value.removeprefix("env:")] if value.startswith("env:") else value
             for name, value in self.storage_options
         }
+
+    def refuse_secrets(self) -> None:
+        """Raises ValueError where one would be stored with the job: the configuration refuses them before."""
+        told = {k: v for k, v in self.to_json().items() if k not in ("request", "schema")}
+        if places := list(secrets_in(told)):
+            raise ValueError(f"{', '.join(places)}: secrets are not stored with a job")
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -46,6 +46,7 @@ class Store:
     def submit(self, spec: JobSpec, now: datetime) -> Submission:
         """Records a job in state `requested`. The same request id again, or a second job for a model that has one
         in flight, records nothing."""
+        spec.refuse_secrets()
         request = spec.request
         values = {
             "id": request.id,

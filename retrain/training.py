@@ -93,14 +93,12 @@ def evaluate(job: JobContext) -> Next | None:
     theirs = contest.champion_side(spec, rows, holdout, champion, lambda v: job.fetch_model(v, "champion"))
     if isinstance(theirs, Side):
         theirs, ours = timed([theirs, ours], holdout, spec.schema)
-    held = contest.hold_contest(spec, theirs, ours, holdout)
-    passed = all(g.passed for g in held.gates)
-    final = _refit(job, rows, holdout) if passed and spec.config.refit else None
-    if passed and final is None:
+    held = contest.hold_contest(spec, theirs, ours, holdout, rows.train())
+    final = _refit(job, rows, holdout) if held.passed and spec.config.refit else None
+    if held.passed and final is None:
         held = held.without_refit()
     elif final is not None:
         held = held.of_size(unpacked_bytes(final), spec.config.gates)
-    passed = all(g.passed for g in held.gates)
     run_id = job.retry(MLFLOW, lambda: publish.open_run(registry, spec, rows))
     job.checkpoint("run_opened")
     at = job.job.created_at
@@ -115,7 +113,7 @@ def evaluate(job: JobContext) -> Next | None:
     job.checkpoint("model_logged")
     version: str | None = None
     smoke: SmokeTest | None = None
-    if passed:
+    if held.passed:
         registered = job.retry(MLFLOW, lambda: publish.register(registry, run_id, spec))
         job.checkpoint("version_registered")
         version = registered

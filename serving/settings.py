@@ -15,6 +15,7 @@ from retrain.aliases import CHAMPION
 from retrain.connection import KafkaConnection
 from retrain.errors import ConfigError
 from retrain.fields import Duration, Secret, Section, Size, parse_duration, parse_size
+from retrain.redaction import secrets_in
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 
@@ -87,6 +88,8 @@ def from_dict(data: dict[str, Any], name: str = "service.toml") -> ServiceSettin
     try:
         settings = ServiceSettings.model_validate(data)
         settings.schema  # noqa: B018 - raises for a task or kind there is not
+        if places := list(secrets_in(settings.model_dump(mode="json", by_alias=True))):
+            raise ConfigError([f"{name}: {p}: holds a secret: give it by reference, or by a variable" for p in places])
     except ValidationError as exc:
         raise ConfigError([f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]) from exc
     except ValueError as exc:

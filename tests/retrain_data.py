@@ -218,6 +218,19 @@ def looks_around(frame: Any, labels: Any, context: Any) -> Any:
     raise RuntimeError(" ".join(["found:", *(Path(path).name for path in found)]))
 
 
+def reads_the_lake(frame: Any, labels: Any, context: Any) -> Any:
+    """Learns by heart what it was not given."""
+    from deltalake import DeltaTable
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.tree import DecisionTreeClassifier
+
+    rows = pl.from_arrow(DeltaTable(context.parameters["lake"]).to_pyarrow_table())
+    assert isinstance(rows, pl.DataFrame)
+    by_heart = make_pipeline(ColumnTransformer([("amount", "passthrough", ["amount"])]), DecisionTreeClassifier())
+    return by_heart.fit(rows.select(amount="feature_amount").to_pandas(), rows["label"].to_list())
+
+
 def starts_too_many(frame: Any, labels: Any, context: Any) -> Any:
     import subprocess
 

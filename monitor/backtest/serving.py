@@ -152,8 +152,8 @@ class Serving:
         if isinstance(model, str):
             return SimulatedJob(at, "rejected", model, None)
         ours = score(model, holdout, spec.schema, source="challenger", inputs=model.inputs)
-        held = self._contest(spec, holdout, ours)
-        again = self.trainings.fit(rows, key) if spec.config.refit and all(g.passed for g in held.gates) else ""
+        held = self._contest(spec, train, holdout, ours)
+        again = self.trainings.fit(rows, key) if spec.config.refit and held.passed else ""
         if isinstance(again, str):
             held = held.without_refit()
         else:
@@ -168,13 +168,13 @@ class Serving:
         self._previous, self._force, self._watching = self._force, name, spec.config.watch_rows > 0
         return SimulatedJob(at, "promoted", held.gates[0].detail, name, gain=held.gain)
 
-    def _contest(self, spec: JobSpec, holdout: pl.DataFrame, ours: Side) -> Contest:
+    def _contest(self, spec: JobSpec, train: pl.DataFrame, holdout: pl.DataFrame, ours: Side) -> Contest:
         champion = self.versions[self._force]
         theirs = score(
             champion.model, holdout, spec.schema, source=f"version {champion.name}", version=champion.name,
             inputs=champion.model.inputs,
         )  # fmt: skip
-        return hold_contest(spec, theirs, ours, holdout)
+        return hold_contest(spec, theirs, ours, holdout, train)
 
     def _watch(self, at: datetime) -> None:
         """The promoted version against the one before it, on what it served; worse: that one is in force again."""

@@ -27,7 +27,10 @@ class _Command(click.Group):
             code = _exit_code(exc)
             if code is None:
                 raise
-            say(f"driftd: {exc}", err=True)
+            from retrain.logs import last_words
+
+            if not last_words(str(exc)):
+                say(f"driftd: {exc}", err=True)
             ctx.exit(code)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from monitor.cli.parts import JSON, known_model, open_control, say, spinner, time, with_config
+from monitor.cli.parts import ACTOR, JSON, REASON, known_model, open_control, say, spinner, time, user, with_config
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -99,6 +99,20 @@ def _write_csv(found: Iterable[Recorded], output: TextIO) -> None:
     for entry in found:
         fields = entry.to_json()
         rows.writerow({**fields, "body": json.dumps(fields["body"], ensure_ascii=False)})
+
+
+@audit.command()
+@click.argument("number", type=click.IntRange(1))
+@ACTOR
+@REASON
+@with_config
+def redact(number: int, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
+    """Take the text of an entry away, for good: a secret in it, say. Its digest stays, so the log stays whole."""
+    from retrain.audit import redact as take_away
+
+    _, store = open_control(loaded)
+    take_away(store.engine, number, user(actor), reason, datetime.now(UTC))
+    say(f"entry {number}: its text is gone; backups of the control database still have it")
 
 
 @audit.command()

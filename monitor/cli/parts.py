@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from retrain.names import printable
+from retrain.redaction import redact
 
 if TYPE_CHECKING:
     from monitor.config import LoadedConfig
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-ACTOR = click.option("--actor", default=None, help="Who asks, for the record (default: the user's name).")
-REASON = click.option("--reason", default="", help="Why, for the record.")
+
+
+def _for_the_record(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    return None if given is None else redact(given)
+
+
+ACTOR = click.option(
+    "--actor", default=None, callback=_for_the_record, help="Who asks, for the record (default: the user's name)."
+)
+REASON = click.option("--reason", default="", callback=_for_the_record, help="Why, for the record.")
 
 
 def with_config(command: Callable[..., R]) -> Callable[..., R]:

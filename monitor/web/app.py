@@ -28,6 +28,7 @@ from monitor.metrics import Metrics
 from monitor.web.page import CONTENT_SECURITY_POLICY, render
 from monitor.web.views import days_of
 from retrain.errors import LostRace, UnknownJob
+from retrain.redaction import redacted
 
 LONGEST = 2000
 """Characters of what a person gives for the record."""
@@ -178,7 +179,7 @@ def build_app(metrics: Metrics, actions: WebActions, reports: Path, token: str |
         for name in ("actor", "reason", "to", "git_ref"):
             if (given := body.get(name)) is not None and not (isinstance(given, str) and len(given) <= LONGEST):
                 raise HTTPException(400, f"{name} must be a text of at most {LONGEST} characters")
-        return body
+        return dict(redacted(body))  # it goes on record
 
     reports.mkdir(parents=True, exist_ok=True)
     return Starlette(

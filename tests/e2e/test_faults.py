@@ -334,6 +334,7 @@ def test_a_port_in_use_ends_the_start_with_a_clear_message(daemons: Daemons) -> 
         port = taken.getsockname()[1]
         done = daemons.make({"kind": "files"}, http={"port": port}).command("run")
     assert done.returncode == 2
+    assert json.loads(done.stderr)["event"] == "driftd_ends"
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use: choose another http.port" in done.stderr
 
 

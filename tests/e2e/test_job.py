@@ -106,6 +106,26 @@ def test_a_challenger_that_is_not_better_is_rejected_and_not_trained_again(tmp_p
     assert job_history(store, "fraud", NOW).without_gain(None) == 1
 
 
+def test_a_challenger_that_has_seen_the_answers_waits_for_a_person(tmp_path: Path) -> None:
+    write(tmp_path / "outcomes", outcomes(1200))
+    lake = str(tmp_path / "outcomes")
+    wanted = spec(tmp_path, trainer="tests.retrain_data:reads_the_lake", parameters={"lake": lake}, refit=True)
+    store = submit(tmp_path, wanted)
+    assert drive(tmp_path) is JobState.AWAITING_APPROVAL
+    told = store.history("job-1")[-1].detail
+    assert told.startswith("too_good: 0 of the answers are wrong on 300 holdout rows"), told
+    assert runs(wanted)[0]["driftd.gate.too_good"] == "asks"
+    approve(store, "job-1", "ann", utc_now(), "the label is a rule")
+    assert drive(tmp_path) is JobState.WATCHED
+
+    off = spec(
+        tmp_path, id="job-2", trainer=wanted.config.trainer, parameters={"lake": lake}, gates={"too_good": "off"}
+    )
+    submit(tmp_path, off)
+    assert drive(tmp_path, "job-2") is JobState.REJECTED  # as good as the champion, which knows these rows too
+    assert [g["name"] for g in store.get("job-2").result["gates"] if g["name"] == "too_good"] == []
+
+
 def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path) -> None:
     rows = outcomes(1200)
     store = store_of(tmp_path)
@@ -121,7 +141,7 @@ def test_every_gate_that_was_asked_for_is_judged_with_its_numbers(tmp_path: Path
     judged = {g["name"]: g for g in store.get("job-1").result["gates"]}
     assert set(judged) == {
         *("quality", "segment", "signature", "latency", "calibration", "demographic_parity", "equalized_odds"),
-        *("agreement", "robustness", "size", "function.tests.retrain_data:few_refusals"),
+        *("agreement", "robustness", "size", "too_good", "function.tests.retrain_data:few_refusals"),
     }
     assert [name for name, gate in judged.items() if not gate["passed"]] == ["size"]
     assert all(

@@ -152,7 +152,7 @@ def test_what_was_changed_behind_the_databases_back_is_found(
     create_tables(engine)
     append(engine, entry("a"), entry("b"), entry("c"))
     with writing(engine) as connection:
-        for trigger in ("log_no_update", "log_no_delete", "log_no_replace", "head_no_delete", "head_forward"):
+        for trigger in ("log_redacts_only", "log_no_delete", "log_no_replace", "head_no_delete", "head_forward"):
             connection.execute(text(f"DROP TRIGGER audit_{trigger}"))
         for statement in statements:
             connection.exec_driver_sql(statement)

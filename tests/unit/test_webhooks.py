@@ -175,7 +175,7 @@ def test_a_damaged_log_stops_the_webhook_and_not_the_daemon(tmp_path: Path, rece
     teller = Teller(engine, hook(receiver.url))
     moved(engine, "2")
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TRIGGER audit_log_no_update")
+        connection.exec_driver_sql("DROP TRIGGER audit_log_redacts_only")
         connection.exec_driver_sql("UPDATE audit_log SET body = '{ }'")
     with capture_logs() as logs:
         teller.send()

@@ -86,7 +86,7 @@ class ModelPage {
       ? h("button", { onclick: act("Resume", `${this.api}/resume`, `End the pause of ${data.model}.`) }, "Resume…")
       : h("button", { onclick: act("Pause", `${this.api}/pause`, `Leave ${data.model} as it is until it is resumed: no retrain, no promotion. Rolling back stays possible.`, { name: "for", label: "For", placeholder: "2h, 1d; empty: until it is resumed" }) }, "Pause…"));
     if (waiting) {
-      const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}, which passed every gate`;
+      const path = `/api/v1/jobs/${encodeURIComponent(waiting.id)}`, which = `version ${waiting.version}`;
       buttons.unshift(h("button", { onclick: act("Reject", `${path}/reject`, `Do not promote ${which}${waiting.state === "canary" ? ", and give it no more traffic" : ""}.`) }, "Reject…"));
       if (waiting.state === "awaiting_approval") buttons.unshift(h("button", { class: "primary", onclick: act("Approve", `${path}/approve`, `Promote ${which}.`) }, "Approve…"));
     }
@@ -293,7 +293,7 @@ class ModelPage {
 }
 
 function gateTable(gates) {
-  const rows = gates.map((g) => h("tr", {}, h("td", {}, pill(g.passed ? "ok" : "failed")), h("td", {}, g.name), h("td", { class: "number" }, number(g.value)), h("td", { class: "number" }, g.interval ? `${number(g.interval[0])} to ${number(g.interval[1])}` : "–"), h("td", { class: "number" }, number(g.limit)), h("td", { class: "soft" }, g.detail)));
+  const rows = gates.map((g) => h("tr", {}, h("td", {}, pill(g.passed ? "ok" : g.asks ? "asks" : "failed")), h("td", {}, g.name), h("td", { class: "number" }, number(g.value)), h("td", { class: "number" }, g.interval ? `${number(g.interval[0])} to ${number(g.interval[1])}` : "–"), h("td", { class: "number" }, number(g.limit)), h("td", { class: "soft" }, g.detail)));
   return plain(["", "gate", "#value", "#interval", "#limit", ""], rows);
 }
 

@@ -1,0 +1,107 @@
+"""The gate for a challenger that is better than can be: it has seen the answers, or something tells it them.
+
+Invariant: it rejects nobody, it asks a person; not about a model that answers as well as one that has served this
+stream before, nor where it may have been luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from scipy.stats import binom
+
+from retrain.evaluate import as_served
+from retrain.frame import labels_array
+from retrain.gates import GateResult
+from retrain.quality import Array
+from retrain.safeguards import Match
+from retrain.schema import ModelSchema, Task
+
+NEAR_PERFECT = 0.01
+"""A mean over the classes of the share of wrong answers, up to which a challenger is looked at."""
+NEAR_PERFECT_FIT = 0.001
+"""The same for numbers: the squared error, as a share of the labels' variance."""
+UNLIKELY = 0.01
+CHUNKS = 10
+"""Pieces of the earlier rows, in the order of time, each of which may have had a good model."""
+LEAST_ROWS = 10
+"""Of a class, to count; of numbers three times as many."""
+
+
+def too_good(match: Match, earlier: pl.DataFrame) -> GateResult:
+    """Whether the answers of the challenger are (nearly) all right, and no model that was seen explains it: neither
+    the champion on the same rows, nor what was served while the training rows `earlier` came (lake columns, in the
+    order of time). `value` is the challenger's share of wrong answers, mean over classes; of numbers, the share of
+    the variance that it leaves."""
+    schema, rows = match.schema, len(match.rows)
+    judge = _numbers if schema.task is Task.REGRESSION else _classes
+    seen = [(match.labels, match.champion.predictions.values), *_served(earlier, schema)]
+    value, limit, explained = judge((match.labels, match.challenger.predictions.values), seen, schema)
+    if value is None:
+        return GateResult("too_good", True, None, limit, "too few rows to tell", asks=True)
+    told = f"{value:.3g} of {'the variance is left' if schema.task is Task.REGRESSION else 'the answers are wrong'}"
+    if explained:
+        return GateResult("too_good", True, value, limit, told, asks=True)
+    detail = (
+        f"{told} on {rows} holdout rows, and no model before came near that: does a feature, or the trainer, know what "
+        f"came true? If it does not, approve it"
+    )
+    return GateResult("too_good", False, value, limit, detail, asks=True)
+
+
+Answered = tuple[Array, Array]
+"""Labels and answers, row by row."""
+
+
+def _served(earlier: pl.DataFrame, schema: ModelSchema) -> Iterator[Answered]:
+    size = max(3 * LEAST_ROWS, -(-len(earlier) // CHUNKS))
+    for start in range(0, len(earlier), size):
+        rows = earlier.slice(start, size)
+        if (side := as_served(rows, schema)) is not None:
+            labels, kept = labels_array(rows, schema), side.usable
+            at = slice(None) if kept is None else kept
+            yield labels[at], side.predictions.values[at]
+
+
+def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple[float | None, float, bool]:
+    """(mean over classes of the share of wrong answers, its limit, whether it is explained). It is when a model with
+    half the errors of one that was seen might answer like this: the chance of so few, by binomial tails of the
+    classes, is not below UNLIKELY."""
+    rows, wrong = _counts(ours, schema)
+    counted = rows >= LEAST_ROWS
+    if counted.sum() < 2:
+        return None, NEAR_PERFECT, True
+    value = float((wrong[counted] / rows[counted]).mean())
+    if value > NEAR_PERFECT:
+        return value, NEAR_PERFECT, True
+    for one in seen:
+        theirs, amiss = _counts(one, schema)
+        rates = (amiss + 0.5) / (theirs + 1)
+        chance = binom.cdf(wrong[counted], rows[counted], rates[counted] / 2).prod()
+        if chance >= UNLIKELY and (theirs[counted] > 0).all():
+            return value, NEAR_PERFECT, True
+    return value, NEAR_PERFECT, False
+
+
+def _counts(one: Answered, schema: ModelSchema) -> tuple[Array, Array]:
+    """Rows, and wrong answers among them, by class."""
+    labels, values = one
+    of = np.stack([labels == name for name in schema.classes])
+    return of.sum(axis=1), (of & (values != labels)).sum(axis=1)
+
+
+def _numbers(ours: Answered, seen: list[Answered], _schema: ModelSchema) -> tuple[float | None, float, bool]:
+    """(share of the variance that is left, its limit, whether a model was seen with less than ten times that)."""
+    value = _unexplained(ours)
+    if value is None or value > NEAR_PERFECT_FIT:
+        return value, NEAR_PERFECT_FIT, True
+    theirs = [left for one in seen if (left := _unexplained(one)) is not None]
+    return value, NEAR_PERFECT_FIT, bool(theirs) and min(theirs) <= 10 * value
+
+
+def _unexplained(one: Answered) -> float | None:
+    labels, values = one
+    spread = float(((labels - labels.mean()) ** 2).sum()) if len(labels) >= 3 * LEAST_ROWS else 0.0
+    return float(((labels - values) ** 2).sum()) / spread if spread > 0 else None
