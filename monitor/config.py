@@ -19,7 +19,7 @@ from monitor.errors import ConfigError
 from monitor.explain import explain
 from monitor.sections import RESERVED_NAMES, Config, ModelConfig, about_features
 from retrain.fields import Secret
-from retrain.redaction import secrets_in
+from retrain.redaction import redact, secrets_in
 from retrain.schema import Feature, ModelSchema, Task
 
 
@@ -126,7 +126,7 @@ def _misplaced(config: Config) -> Iterator[str]:
     if odd := sorted({c for c in config.lake_uri if c in _UNUSABLE or not c.isprintable()}):
         where = "lake.uri" if config.lake.uri else "daemon.state"
         names = " or ".join(map(repr, odd))
-        yield f"{where}: the lake cannot lie in a folder with {names} in its path: {config.lake_uri}"
+        yield f"{where}: the lake cannot lie in a folder with {names} in its path: {redact(config.lake_uri)}"
 
 
 def _unreachable(config: Config) -> Iterator[str]:
@@ -168,13 +168,19 @@ def _literal_secrets(config: Config) -> Iterator[str]:
     for place in secrets_in(config.to_json()):
         yield f"{place}: {_instead_of_secret(place)}"
     for hook in config.webhooks:
-        if isinstance(hook.url, str) and re.search(r"/(?=[^/]*\d)(?=[^/]*[A-Za-z])[\w-]{20,}", hook.url):
+        if isinstance(hook.url, str) and any(map(_OPAQUE.fullmatch, urlsplit(hook.url).path.split("/"))):
             yield f"webhooks.{hook.name}.url: {_instead_of_secret('webhooks')}"
         told = urlsplit(_revealed(hook.url))
         if told.scheme not in ("http", "https") or not told.hostname:
             yield f"webhooks.{hook.name}.url: must begin with http:// or https:// and name a host"
         elif told.username or told.password:
             yield f"webhooks.{hook.name}.url: must hold no user and password: receivers check the signature"
+
+
+_OPAQUE = re.compile(
+    r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])\w{16,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE
+)
+"""A part of a path that nobody can guess: whoever knows such an address may post to it."""
 
 
 def _instead_of_secret(place: str) -> str:
@@ -190,6 +196,8 @@ def _instead_of_secret(place: str) -> str:
             return 'is a secret: must be { env = "NAME" } or { file = "PATH" }'
         case "engine", _:
             return "holds a secret, and Ray shows it to everybody; set it on the nodes instead"
+        case "models", _ if ".orchestrator." in place:
+            return 'holds a secret: write "$NAME" for an entry of the table `secrets`'
         case "models", _ if ".retrain." in place:
             return "holds a secret: let the trainer read a variable, which retrain.environment names"
     return "holds a secret, which would be recorded and shown"

@@ -29,6 +29,7 @@ from monitor.outcomes import ROWS, OutcomeWriter
 from monitor.phases import Phase
 from monitor.plan import ModelPlan
 from monitor.progress import DRIFT, PERFORMANCE, Followed, Progress
+from monitor.reference import gaps, open_reference
 from monitor.triggers import Cause, Suppressed
 from monitor.units import Units
 from monitor.windows import superseded
@@ -242,7 +243,14 @@ class ModelEvaluator:
             self._warmed[version] = stage
             if frozen is not None:
                 self._referenced.add(version)
-                log.info("reference_frozen", model=self.plan.model, version=version, stage=stage, windows=len(first))
+                log.info(
+                    "reference_frozen",
+                    model=self.plan.model,
+                    version=version,
+                    stage=stage,
+                    windows=len(first),
+                    without_values=gaps(open_reference(Path(frozen), self.plan.schema), self.plan.schema),
+                )
 
     # -- judging
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from retrain.fields import format_duration
-from retrain.redaction import redact, secrets_in
+from retrain.redaction import names_secret, redact, secrets_in
 
 
 class MistakesFound(ValueError):
@@ -38,7 +38,7 @@ def explain(exc: ValidationError, root: type[BaseModel]) -> Iterator[str]:
 def _lines(error: ErrorDetails, root: type[BaseModel]) -> Iterator[str]:
     place, cause = _place(error["loc"]), error.get("ctx", {}).get("error")
     if isinstance(cause, MistakesFound):
-        yield from (f"{place}.{path}: {text}" for path, text in cause.found)
+        yield from (f"{place}.{path}: {redact(text)}" for path, text in cause.found)
     else:
         yield f"{place}: {redact(_message(error, root))}"
 
@@ -57,7 +57,7 @@ def _message(error: ErrorDetails, root: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     given = error.get("input")
     shown = repr(format_duration(given) if isinstance(given, timedelta) else given)
-    if len(shown) > 60 or any(True for _ in secrets_in(given, name=str((error["loc"] or ("",))[-1]))):
+    if len(shown) > 60 or _may_hold_secret(error):
         shown = f"a {type(error.get('input')).__name__}"
     match kind:
         case "extra_forbidden":
@@ -87,6 +87,21 @@ def _message(error: ErrorDetails, root: type[BaseModel]) -> str:
             return f"must match {context['pattern']} (got {shown})"
         case _:
             return f"{error['msg'][0].lower()}{error['msg'][1:]} (got {shown})"
+
+
+def _may_hold_secret(error: ErrorDetails) -> bool:
+    """Whether what was given is not to be shown: by its place, or by what it looks like."""
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    return (
+        any(names_secret(name) or name in _SEALED for name in names)
+        or next(secrets_in(error.get("input")), None) is not None
+    )
+
+
+_SEALED = frozenset(
+    {"url", "uri", "tracking_uri", "control_url", "command", "environment", "headers", "body", "options"}
+)
+"""Keys whose values people put secrets into without a name."""
 
 
 def _known_keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:

@@ -202,7 +202,8 @@ def explain(rule: Rule, judged: Judgement, state: RuleState = RuleState()) -> st
     if isinstance(rule.sustained, ForEvidence):
         return f"{subject} {value}, {limit}; {_evidence(rule.sustained, state)}"
     more = f", {judged.breaching} in breach" if judged.breaching > 1 else ""
-    return f"{subject} {value} {limit} ({rule.sustained}{more})"
+    left_out = f"; {judged.reason}" if judged.reason else ""
+    return f"{subject} {value} {limit} ({rule.sustained}{more}){left_out}"
 
 
 def _evidence(sustained: ForEvidence, state: RuleState) -> str:

@@ -139,7 +139,8 @@ class Rule:
 class Judgement:
     """The verdict of one rule on one window, with the measurement that decided it.
 
-    `cleared` says whether the value is back beyond the clear threshold (hysteresis).
+    `cleared` says whether the value is back beyond the clear threshold (hysteresis); `reason` why nothing could be
+    decided, or what was left out.
     """
 
     verdict: Verdict
@@ -165,7 +166,16 @@ def judge(rule: Rule, measurements: Iterable[Measurement]) -> Judgement:
     worst = max(breaching or decided, key=lambda m: _badness(rule, m))
     verdict = Verdict.BREACH if breaching else Verdict.OK
     cleared = not breaching and all(_clear(rule, m) for m in decided)
-    return Judgement(verdict, cleared, worst, len(breaching))
+    return Judgement(verdict, cleared, worst, len(breaching), _left_out(matching))
+
+
+def _left_out(matching: Sequence[Measurement]) -> str:
+    """Features that cannot be compared, in words; empty: all can."""
+    found = [m for m in matching if m.measure is Measure.FEATURE_DRIFT and m.value is None and m.drifted is None]
+    if not found:
+        return ""
+    named = ", ".join(m.feature for m in found[:3]) + (", .." if len(found) > 3 else "")
+    return f"not compared: {named} ({found[0].reason or 'not measured'})"
 
 
 def _decidable(rule: Rule, m: Measurement) -> bool:

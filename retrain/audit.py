@@ -3,7 +3,8 @@
 Invariant: entries are numbered 1, 2, 3, .. without a gap, and each one's digest covers the entry and the digest before
 it, so whoever knows the newest digest can tell whether anything before it was changed, removed or inserted. The
 database itself refuses to change or remove an entry. What looks like a secret is not written down. Of one that
-was, `redact` takes `detail` and `body` away: the digest stays, and an entry says who did it and why.
+was, `redact` takes `detail` and `body` away: the digest stays, and an entry says who did it and why. That entry holds
+the digest of what is left and of the entry before, so they are covered still.
 
 The digest is sha256, in hex, of the line
 
@@ -18,8 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -249,8 +251,9 @@ def note(engine: Engine, entry: Entry) -> None:
         append(connection, entry)
 
 
-def redact(engine: Engine, number: int, actor: str, reason: str, now: datetime) -> None:
-    """Take `detail` and `body` of an entry away. Raises Refused when there is no such entry, or nothing to take."""
+def redact(engine: Engine, number: int, actor: str, reason: str, now: datetime) -> bool:
+    """Take `detail` and `body` of an entry away. Answers whether they are gone from the database's file too, as far as
+    that can be told. Raises Refused when there is no such entry, or nothing to take."""
     with writing(engine) as connection:
         lock(connection)
         row = connection.execute(select(_entries).where(_entries.c.number == number)).mappings().first()
@@ -262,14 +265,24 @@ def redact(engine: Engine, number: int, actor: str, reason: str, now: datetime) 
             connection.exec_driver_sql("PRAGMA secure_delete = ON")  # not only unlinked: overwritten
         connection.execute(insert(_redactions).values(number=number))
         connection.execute(update(_entries).where(_entries.c.number == number).values(detail=REDACTED, body="{}"))
-        body = {"number": number, "digest": row["digest"]}
+        left = replace(_recorded(row), detail=REDACTED, body={})
+        body = {"number": number, "digest": row["digest"], "left": left.digest_after(row["previous"])}
         append(connection, Entry(now, AuditKind.REDACTED, row["model"], actor, f"entry {number}", reason, body))
-    if engine.dialect.name == "sqlite":
-        raw = engine.raw_connection()
-        try:
-            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            raw.close()
+    return _emptied(engine) if engine.dialect.name == "sqlite" else False
+
+
+def _emptied(engine: Engine) -> bool:
+    """Whether SQLite's journal, which holds what was overwritten, is empty now; a reader may be in the way."""
+    raw = engine.raw_connection()
+    try:
+        for _ in range(20):
+            busy = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if not busy:
+                return True
+            time.sleep(0.1)
+        return False
+    finally:
+        raw.close()
 
 
 def entries(
@@ -356,7 +369,7 @@ def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_d
         if entry.previous != digest:
             return Verified(number, digest, f"entry {entry.number} does not follow entry {number}: one was replaced")
         number, digest = entry.number, entry.digest_after(digest)
-        if (entry.detail, entry.body) == (REDACTED, {}) and taken.get(number) == entry.digest:
+        if (entry.detail, entry.body) == (REDACTED, {}) and taken.get(number) == (entry.digest, digest):
             digest = entry.digest  # what it was of cannot be seen any more; that it was taken away is an entry
         if entry.digest != digest:
             return Verified(number, digest, f"entry {number} ({entry.at:%Y-%m-%d %H:%M} UTC) was changed")
@@ -369,12 +382,16 @@ def _verify(engine: Engine, anchors: Mapping[int, str], head_number: int, head_d
     return Verified(number, digest)
 
 
-def _redacted_entries(engine: Engine) -> dict[int, str]:
-    """Digests by number, as the entries say that have taken them away."""
+def _redacted_entries(engine: Engine) -> dict[int, tuple[str, str]]:
+    """(digest, digest of what is left) by number, as the entries say that have taken them away."""
     query = select(_entries).where(_entries.c.kind == AuditKind.REDACTED.value)
     with reading(engine) as connection:
         found = [_recorded(row) for row in connection.execute(query).mappings()]
-    return {int(e.body["number"]): str(e.body["digest"]) for e in found if {"number", "digest"} <= set(e.body)}
+    return {
+        int(e.body["number"]): (str(e.body["digest"]), str(e.body["left"]))
+        for e in found
+        if {"number", "digest", "left"} <= set(e.body)
+    }
 
 
 class DamagedEntry(ValueError):

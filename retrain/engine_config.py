@@ -1,18 +1,17 @@
 """Where trainings run: an orchestrator's HTTP API, a Ray cluster, or this machine.
 
-Invariant: frozen and complete, as `retrain.config`; no secret, only where it is found.
+Invariant: frozen and complete, as `retrain.config`; no secret, only where it is found (the edge refuses literal ones:
+what has been stored with a job must be readable for ever).
 """
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from retrain.fields import Duration, Secret, Section, Size, parse_duration
-from retrain.redaction import names_secret, redact
 
 
 class CallConfig(Section):
@@ -23,19 +22,6 @@ class CallConfig(Section):
     url: str = Field(pattern=r"^https?://[^@\s]+$")
     headers: dict[str, str] = Field(default_factory=dict)
     body: str | None = None
-
-    @model_validator(mode="after")
-    def _no_literal_secret(self) -> CallConfig:
-        for name, value in self.headers.items():
-            if (_SECRET_HEADER.search(name) and "$" not in value) or redact(value) != value:
-                raise ValueError(f'headers.{name}: write "$NAME" for an entry of the table `secrets`, not the secret')
-        for name, value in (("url", self.url), ("body", self.body or "")):
-            if redact(value) != value:
-                raise ValueError(f'{name}: holds a secret: write "$NAME" for an entry of the table `secrets`')
-        return self
-
-
-_SECRET_HEADER = re.compile(r"authorization|token|key|secret|cookie", re.IGNORECASE)
 
 
 class OrchestratorConfig(Section):
@@ -84,13 +70,6 @@ class RayConfig(Section):
     measure: str | None = Field(
         None, description="address of the cluster (`auto`, ray://head:10001) if windows are measured there too"
     )
-
-    @model_validator(mode="after")
-    def _no_literal_secret(self) -> RayConfig:
-        for name in self.runtime_env.get("env_vars", {}):
-            if names_secret(name):
-                raise ValueError(f"runtime_env.env_vars.{name}: Ray shows it to everybody; set it on the nodes instead")
-        return self
 
 
 class EngineConfig(Section):

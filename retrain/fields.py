@@ -60,7 +60,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, no coercion, no change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), hide_input_in_errors=True
+    )
 
 
 _NOT_SHOWN = "(not shown: is it the secret itself?)"

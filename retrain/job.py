@@ -22,7 +22,6 @@ from retrain import steps
 from retrain.context import CONTROL, MLFLOW, JobContext, Next
 from retrain.errors import JobFailed, LeaseLost, LostRace, TransientError
 from retrain.records import lease_owner
-from retrain.redaction import redact
 from retrain.retry import Backoff, Retry, Stopped
 from retrain.scorer import Scorers
 from retrain.snapshot import remove_rows
@@ -143,7 +142,7 @@ class Driver:
         except Exception as exc:
             if job.state is JobState.PROMOTED:
                 raise
-            text = redact(traceback.format_exception_only(exc)[-1].strip()[:1000])
+            text = traceback.format_exception_only(exc)[-1].strip()[:1000]
             self._advance(context, Next(JobState.FAILED, f"a bug or a broken set-up: {text}", text))
             raise
 

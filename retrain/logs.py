@@ -61,11 +61,8 @@ def _configure(readable: bool) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = (
-        [_without_secrets, _without_controls, structlog.dev.ConsoleRenderer()]
-        if readable
-        else [structlog.processors.format_exc_info, _without_secrets, structlog.processors.JSONRenderer(default=str)]
-    )
+    last: list[Any] = [structlog.processors.format_exc_info, _without_secrets]
+    last += [_without_controls, structlog.dev.ConsoleRenderer()] if readable else [structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*common, *last],
         logger_factory=structlog.WriteLoggerFactory(),  # a line is one write: none comes in between
@@ -85,7 +82,16 @@ def _configure(readable: bool) -> None:
 
 
 def _without_secrets(_: Any, __: str, event: Any) -> Any:
-    return {key: value if key == "exc_info" else redacted(value, key) for key, value in event.items()}
+    return {key: redacted(_plain(value), key) for key, value in event.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(of) for key, of in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(of) for of in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _without_controls(_: Any, __: str, event: Any) -> Any:

@@ -19,6 +19,7 @@ from retrain.audit import AuditKind
 from retrain.database import create_tables, open_engine, reading, writing
 from retrain.errors import LeaseLost, LostRace, UnknownJob
 from retrain.records import AliasMove, Job, Step, Submission, SubmitOutcome, approval_due, job_of
+from retrain.redaction import redact
 from retrain.spec import JobSpec
 from retrain.states import IN_FLIGHT, JobState, check_transition
 from retrain.tables import alias_history, job_history, jobs
@@ -192,7 +193,7 @@ class Store:
         if from_state in IN_FLIGHT and to_state not in IN_FLIGHT:
             values["ended_at"] = now
         if error is not None:
-            values["error"] = error
+            values["error"] = redact(error)
         if owner is None:
             values |= {"lease_owner": None, "lease_until": None}
         with writing(self.engine) as connection:
@@ -207,6 +208,8 @@ class Store:
     def update(self, job_id: str, owner: str | None, *, note: audit.Entry | None = None, **values: Any) -> None:
         """Sets `result`, `fingerprint`, `waiting` or `attempt`, and appends `note` to the audit log with it. Raises
         LeaseLost when `owner` does not hold the lease."""
+        if values.get("waiting"):
+            values["waiting"] = redact(values["waiting"])
         with writing(self.engine) as connection:
             if connection.execute(update(jobs).where(jobs.c.id == job_id, *_held(owner)).values(values)).rowcount != 1:
                 raise LeaseLost(f"job {job_id}: another process holds its lease")
@@ -325,7 +328,7 @@ def _record(connection: Connection, job_id: str, model: str, step: Step, facts: 
     """One row of the job's history and one entry of the audit log, `facts` in its body."""
     before = None if step.from_state is None else step.from_state.value
     row = {"from_state": before, "to_state": step.to_state.value, "at": step.at, "actor": step.actor}
-    connection.execute(insert(job_history).values(job_id=job_id, detail=step.detail, **row))
+    connection.execute(insert(job_history).values(job_id=job_id, detail=redact(step.detail), **row))
     audit.append(
         connection,
         audit.Entry(

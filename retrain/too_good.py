@@ -23,11 +23,12 @@ NEAR_PERFECT = 0.01
 """A mean over the classes of the share of wrong answers, up to which a challenger is looked at."""
 NEAR_PERFECT_FIT = 0.001
 """The same for numbers: the squared error, as a share of the labels' variance."""
-UNLIKELY = 0.01
+UNLIKELY = 0.1
+"""For each class: of two classes, one in a hundred."""
 CHUNKS = 10
 """Pieces of the earlier rows, in the order of time, each of which may have had a good model."""
 LEAST_ROWS = 10
-"""Of a class, to count; of numbers three times as many."""
+"""Of each class, to count, in the holdout and in a piece; of numbers three times as many."""
 
 
 def too_good(match: Match, earlier: pl.DataFrame) -> GateResult:
@@ -56,7 +57,12 @@ Answered = tuple[Array, Array]
 
 
 def _served(earlier: pl.DataFrame, schema: ModelSchema) -> Iterator[Answered]:
-    size = max(3 * LEAST_ROWS, -(-len(earlier) // CHUNKS))
+    """What was answered in each piece: fewer where a class is rare, that each may hold some of it."""
+    pieces = CHUNKS
+    if schema.task is not Task.REGRESSION and len(earlier):
+        rarest = min(int(n) for n in earlier["label"].cast(pl.String).drop_nulls().value_counts()["count"])
+        pieces = max(1, min(CHUNKS, rarest // (2 * LEAST_ROWS)))
+    size = max(3 * LEAST_ROWS, -(-len(earlier) // pieces))
     for start in range(0, len(earlier), size):
         rows = earlier.slice(start, size)
         if (side := as_served(rows, schema)) is not None:
@@ -66,9 +72,9 @@ def _served(earlier: pl.DataFrame, schema: ModelSchema) -> Iterator[Answered]:
 
 
 def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple[float | None, float, bool]:
-    """(mean over classes of the share of wrong answers, its limit, whether it is explained). It is when a model with
-    half the errors of one that was seen might answer like this: the chance of so few, by binomial tails of the
-    classes, is not below UNLIKELY."""
+    """(mean over classes of the share of wrong answers, its limit, whether it is explained). It is when a model that
+    was seen is within the limit too, or has twice as many wrong answers at most, or when one with half of its wrong
+    answers might answer so: the chance of so few, by binomial tails of the classes, is not below UNLIKELY for each."""
     rows, wrong = _counts(ours, schema)
     counted = rows >= LEAST_ROWS
     if counted.sum() < 2:
@@ -77,10 +83,13 @@ def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple
     if value > NEAR_PERFECT:
         return value, NEAR_PERFECT, True
     for one in seen:
-        theirs, amiss = _counts(one, schema)
+        theirs, amiss = (found[counted] for found in _counts(one, schema))
+        if (theirs < LEAST_ROWS).any():
+            continue
         rates = (amiss + 0.5) / (theirs + 1)
-        chance = binom.cdf(wrong[counted], rows[counted], rates[counted] / 2).prod()
-        if chance >= UNLIKELY and (theirs[counted] > 0).all():
+        chances = binom.cdf(wrong[counted], rows[counted], rates / 2)
+        near = float((amiss / theirs).mean()) <= max(NEAR_PERFECT, 2 * value)
+        if near or np.log(np.maximum(chances, 1e-300)).mean() >= np.log(UNLIKELY):
             return value, NEAR_PERFECT, True
     return value, NEAR_PERFECT, False
 
@@ -93,12 +102,16 @@ def _counts(one: Answered, schema: ModelSchema) -> tuple[Array, Array]:
 
 
 def _numbers(ours: Answered, seen: list[Answered], _schema: ModelSchema) -> tuple[float | None, float, bool]:
-    """(share of the variance that is left, its limit, whether a model was seen with less than ten times that)."""
+    """(share of the variance that is left, its limit, whether it is explained). It is when a model was seen that is
+    within the limit too, or whose errors are less than ten times as large in the middle: one large label may be all
+    of the variance."""
     value = _unexplained(ours)
     if value is None or value > NEAR_PERFECT_FIT:
         return value, NEAR_PERFECT_FIT, True
     theirs = [left for one in seen if (left := _unexplained(one)) is not None]
-    return value, NEAR_PERFECT_FIT, bool(theirs) and min(theirs) <= 10 * value
+    middle = [float(np.median(np.abs(labels - values))) for labels, values in (ours, *seen) if len(labels)]
+    explained = min(theirs, default=np.inf) <= max(NEAR_PERFECT_FIT, 10 * value)
+    return value, NEAR_PERFECT_FIT, explained or min(middle[1:], default=np.inf) <= 10 * middle[0]
 
 
 def _unexplained(one: Answered) -> float | None:

@@ -40,13 +40,15 @@ PATIENCE = 3.0
 
 
 def until(what: str, look: Callable[[], T], within: float = 60.0, every: float = 0.05) -> T:
-    """Look again and again until the answer is true. Returns it. Raises NotYet with the last answer."""
+    """Look again and again, less and less often, until the answer is true. Returns it. Raises NotYet with the last
+    answer."""
     within *= PATIENCE
-    deadline = time.monotonic() + within
+    began = time.monotonic()
+    deadline = began + within
     while not (seen := look()):
         if time.monotonic() > deadline:
             raise NotYet(f"waited {within:.0f} s for {what}; last seen: {seen!r}")
-        time.sleep(every)
+        time.sleep(max(every, min(0.5, (time.monotonic() - began) / 10)))
     return seen
 
 

@@ -111,8 +111,11 @@ def redact(number: int, actor: str | None, reason: str, loaded: LoadedConfig) ->
     from retrain.audit import redact as take_away
 
     _, store = open_control(loaded)
-    take_away(store.engine, number, user(actor), reason, datetime.now(UTC))
-    say(f"entry {number}: its text is gone; backups of the control database still have it")
+    gone = take_away(store.engine, number, user(actor), reason, datetime.now(UTC))
+    say(f"entry {number}: its text is gone from the audit log")
+    if not gone:
+        say("the database's own journal may hold it for a while (until its next checkpoint, or vacuum)")
+    say("backups have it still; so may the job or the pause that the entry tells of (docs/audit.md)")
 
 
 @audit.command()

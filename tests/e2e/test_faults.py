@@ -397,7 +397,7 @@ def test_a_bad_reload_keeps_the_old_config_and_a_good_one_applies(daemons: Daemo
     daemon.write_config()
     daemon.signal(signal.SIGHUP)
     until("the new threshold", lambda: threshold() == 0.6)
-    assert daemon.metric("driftd_config_last_reload_successful") == 1
+    until("that the reload went well", lambda: daemon.metric("driftd_config_last_reload_successful") == 1)
     traffic = Traffic(FileSink(daemon.state / "events"))
     traffic.send(3200)  # from window six on half of the ages are missing: more than 0.2, less than 0.6
     drain(daemon, traffic, within=120)

@@ -124,9 +124,7 @@ def test_trials_are_shown_with_their_gates_and_can_be_ended(opened: Opened) -> N
     expect(job).to_contain_text("share 5 %, 210 labelled rows")
     expect(page.get_by_role("button", name="Approve…")).to_have_count(0)
     page.get_by_role("button", name="Reject…").click()
-    expect(page.locator("dialog")).to_contain_text(
-        "Do not promote version 2, which passed every gate, and give it no more"
-    )
+    expect(page.locator("dialog")).to_contain_text("Do not promote version 2, and give it no more traffic.")
 
 
 def test_estimates_go_on_without_labels_and_chance_decides_instead_of_a_number(opened: Opened) -> None:

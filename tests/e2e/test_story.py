@@ -1,4 +1,4 @@
-"""The whole way, from a produced event to a moved alias: the demo on its default world."""
+"""The whole way, from a produced event to a moved alias: the demo on half of its default world."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from monitor.demo.world import invented
+
 
 @pytest.mark.timeout(900)
 def test_a_drifted_world_is_retrained_promoted_and_recovers(tmp_path: Path) -> None:
-    summary = tmp_path / "summary.json"
+    summary, stream = tmp_path / "summary.json", tmp_path / "payments.csv"
+    frame = invented(5400, drift_at=3300).frame.drop("segment_country")
+    frame.rename(lambda name: name.removeprefix("feature_")).write_csv(stream)
+    wanted = {"stream": stream, "target": "label", "train-share": 0.45, "window-rows": 300, "json": summary}
+    options = [text for key, value in wanted.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(
-        [sys.executable, "-m", "monitor.cli", "demo", "--json", str(summary), "--folder", str(tmp_path / "demo")],
+        [sys.executable, "-m", "monitor.cli", "demo", *options, "--folder", str(tmp_path / "demo")],
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,15 @@ PLACES: list[tuple[str, Any]] = [
     ("lake.options.proxy_url", f"http://user:{S}@proxy.example:3128"),
     ("lake.uri", f"s3://key:{S}@bucket/lake"),
     ("lake.uri", f"https://account.blob.core.windows.net/c?sv=2024&sig={S}"),
+    *(("lake.options.secret_access_key", text) for text in (
+        f"a${S}", f"{{{S}", f"<{S}", f"none-{S}", f"true-{S}", f"file:{S}-x", f"pa$${S}",
+    )),
+    *((f"lake.options.{name}", S) for name in ("secretkey", "accesskey", "aws_sse_customer_key_base64", "api_keys")),
+    ("lake.uri", f"DefaultEndpointsProtocol=https;AccountKey={S}"),
+    ("lake.options.password", [S]),
+    ("mlflow.tracking_uri", f"postgresql://u:pa$${S}@db/x"),
+    ("mlflow.tracking_uri", f"https://me:pa/{S}@h/x"),
+    ("mlflow.tracking_uri", f"mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{S}"),
     ("mlflow.tracking_uri", f"https://me:{S}@mlflow.example"),
     ("mlflow.tracking_uri", f"https://{S}@mlflow.example"),
     ("mlflow.tracking_uri", f"https://mlflow.example/?api_key={S}"),
@@ -92,6 +104,18 @@ PLACES: list[tuple[str, Any]] = [
     (f"{RETRAIN}.command", ["curl", "-u", f"me:{S}", "x"]),
     (f"{RETRAIN}.command", ["curl", "-H", f"X-Api-Key: {S}", "x"]),
     (f"{RETRAIN}.command", ["sh", "-c", f"TOKEN={S} train"]),
+    *((f"{RETRAIN}.command", command) for command in (
+        ["sh", "-c", f"train --password {S}"], ["sh", "-c", f"train --api-key '{S}'"],
+        ["sh", "-c", f"curl -u me:{S} x"],
+        ["mysql", f"-p{S}"], ["sshpass", "-p", S, "ssh"], ["train", "--pass", S], ["train", f"--db_pass={S}"],
+        ["curl", f"-ume:{S}"], ["curl", f"--user=me:{S}"], ["curl", "--proxy-user", f"me:{S}"], ["x", f"DB_PASS={S}"],
+        ["x", f"FERNET_KEY={S}"], ["x", f"OPENAI_KEY={S}"], ["x", f"password: {S}"], ["x", f"password =  {S}"],
+    )),
+    (f"{RETRAIN}.command", f"train --password {S}"),
+    (f"{RETRAIN}.environment", f"API_TOKEN {S}"),
+    (f"{RETRAIN}.parameters", {"api_key": [S]}),
+    (f"{RETRAIN}.parameters", {"api_key": {"value": S}}),
+    (f"{RETRAIN}.gates", {"functions": [f"m:f?token={S}"]}),
     (f"{RETRAIN}.environment", [f"API_TOKEN={S}"]),
     (f"{RETRAIN}.parameters", {"api_key": S}),
     (f"{RETRAIN}.parameters", {"dsn": f"postgresql://u:{S}@db/x"}),
@@ -106,6 +130,12 @@ PLACES: list[tuple[str, Any]] = [
         {"url": f"https://u:{S}@o.example/run"},
         {"body": json.dumps({"conf": {"db_password": S}})},
         {"body": json.dumps({"env": [f"API_TOKEN={S}"]})},
+        {"body": json.dumps({"env": [{"name": "API_TOKEN", "value": S}]})},
+        {"body": json.dumps({"conf": json.dumps({"password": S})})},
+        {"headers": {"X-Api-Key": f"Pa$${S}"}},
+        {"headers": {"Authorization": f"Bearer abc${S}"}},
+        {"url": f"https://u:pa$${S}@o.example/run"},
+        {"url": f"https://u:pa/{S}@o.example/run"},
     )),
 ]  # fmt: skip
 
@@ -145,7 +175,12 @@ def test_a_literal_secret_is_refused_by_its_place_and_not_echoed(place: str, val
 @pytest.mark.parametrize(("place", "value"), PLACES, ids=str)
 def test_one_that_got_in_is_neither_recorded_nor_printed(place: str, value: Any) -> None:
     """As if the configuration had not been looked at: what 0.1.0 took, and what stands in texts."""
-    if place in ("http.token", "source.kafka") or "hooks/x1" in str(value) or "/in/x1" in str(value):
+    if (
+        place in ("http.token", "source.kafka")
+        or value == f"API_TOKEN {S}"
+        or "hooks/x1" in str(value)
+        or "/in/x1" in str(value)
+    ):
         return  # no configuration could hold it, or it has no shape of its own
     secret = next(t for t in (S, JWT, AZURE) if t in json.dumps(value))
     told = redacted(document(place, value))
@@ -185,7 +220,109 @@ def test_names_that_mean_a_secret_and_names_that_speak_of_one() -> None:
     assert not names_secret("sig")
 
 
-@given(st.text(max_size=200))
+FINE = [
+    *(("models.fraud.features", dict.fromkeys(names, "number")) for names in (
+        ["authorization_amount", "is_authorization", "device_token", "has_password", "password_age", "cookie_age"],
+        ["account_key", "client_key", "license_key", "subscription_key", "secrets", "service_account_age", "token"],
+    )),
+    ("models.fraud.classes", ["bearer certificate1234", "Basic Materials2024", "token=abcdef1"]),
+    ("models.fraud.segments", ["auth_token"]),
+    (f"{RETRAIN}.card", {"purpose": "a basic classifier for claims", "limits": "Basic assumptions only"}),
+    (f"{RETRAIN}.parameters", {"max_tokens": 5000, "pad_token": "[PAD]", "token_pattern": "\\w+", "tokenizer": "bert"}),
+    (f"{RETRAIN}.parameters", {"kind": "basic embedding", "filter": "authorization = approved"}),
+    *((f"{RETRAIN}.command", command) for command in (
+        ["docker", "run", "-u", "1000:1000", "-e", "PWD=/work", "image"], ["docker", "run", "--user", "nobody:nogroup"],
+        ["docker", "login", "--password-stdin", "reg.example"], ["psql", "--no-password", "db"],
+        ["train", "--password", "--rows"], ["train", "--service-account", "driftd-sa"], ["train", "primary-key: id"],
+        ["train", "--tokenizer", "bert"],
+    )),
+    *(("webhooks", [{"name": "a", "url": url}]) for url in (
+        "http://driftd-notification-gateway:8080/x", "http://driftd-webhook-receiver.monitoring.svc:8080/",
+        "https://webhook-receiver-prod1.internal/x", "https://hooks.internal/model-promotion-events-v2",
+    )),
+    ("lake.uri", "s3://bucket/token=abc/lake"),
+    ("lake.options.google_application_credentials", "/etc/gcp/key.json"),
+    ("daemon.control_url", "postgresql+psycopg://driftd@db/driftd?require_auth=scram-sha-256"),
+    *((f"{RETRAIN}.orchestrator", {**ORCHESTRATOR, "submit": {**ORCHESTRATOR["submit"], **more}}) for more in (  # type: ignore[dict-item]
+        {"body": json.dumps({"serviceAccount": "driftd-sa@proj.iam.gserviceaccount.com", "job": "basic retraining"})},
+        {"url": "https://o.example/jobs?code=model-a"},
+        {"headers": {"Authorization": "Bearer $TOKEN", "X-Api-Key": "$KEY", "Idempotency-Key": "$key"}},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value"), FINE, ids=str)
+def test_what_is_no_secret_is_neither_refused_nor_damaged(place: str, value: Any, tmp_path: Path) -> None:
+    given = document(place, value)
+    if "orchestrator" in place:
+        given["mlflow"] = {"tracking_uri": "http://mlflow:5000"}
+    assert redacted(given) == given
+    assert not [p for p in _problems(given) if "secret" in p or "password" in p.split(": ", 1)[-1]]
+
+
+def _problems(given: dict[str, Any]) -> list[str]:
+    try:
+        from_dict(given)
+    except ConfigError as exc:
+        return exc.problems
+    return []
+
+
+def test_a_model_may_be_called_like_a_token() -> None:
+    told = {"model": "sk-churn-Prediction-model-2024", "registered_model": "sk-churn-Prediction-model-2024"}
+    assert redacted(told) == told
+    assert redact("sk-learn-contrib-extensions") == "sk-learn-contrib-extensions"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "basic statistics failed for 3 windows", "pre-authorization: declined", "authorization: declined by issuer",
+        "foreign-key: customer_id", "headers.Idempotency-Key: write it", "see https://jira.example/browse?key=ABC-123",
+        "WHERE token = users.token", "cookie policy", "PWD=/home/app", "sha512-" + "A" * 86 + "==",
+    ],
+)  # fmt: skip
+def test_what_people_say_stays_as_it_is(said: str) -> None:
+    assert redact(said) == said
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"if token == '{S}'", f"password == {S}", f"password={S},{S}", f"password={S};{S}", f"postgres://u:p@{S}@host/db",
+        f"{{'password': '{S}'}}", f"{{'password': b'{S}'}}", f'{{\\"password\\": \\"{S}\\"}}', f"Cookie: sid={S}; b=c",
+        f"Authorization: Digest username=\"u\", response=\"{S}\"" if False else f"Authorization: token {S}",
+        f"train --password {S} --rows 5", f"password: {S}", f"DB_PASS={S}",
+    ],
+)  # fmt: skip
+def test_what_programs_say_holds_no_secret(told: str) -> None:
+    assert S not in redact(told)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("a-", "x://a:", "https://", '\\"', "\\a", '"a":"\\', "a=", "token=", "password: ", "--a ", "Bearer "),
+        *("eyJa.", "%3D?a="),
+    ],
+)  # fmt: skip
+def test_no_text_takes_long(piece: str) -> None:
+    for text_given in (
+        piece * (100_000 // len(piece)),
+        '"a":"' + piece * 20_000,
+        piece * 20_000 + ":",
+        "x-" + piece * 20_000,
+    ):
+        redact(text_given)
+
+
+PIECES = st.sampled_from(
+    ["dapi" + "a" * 32, "basic ", "password", "token", "x1y2z3a4b5c6", "https://", "$A", *"=: \"'\\@u&?;,{}"]
+)
+
+
+@given(st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=12).map("".join)))
 def test_redacting_twice_is_redacting_once(given: str) -> None:
     assert redact(redact(given)) == redact(given)
 
@@ -238,11 +375,29 @@ class TestAudit:
         assert (second.detail, second.body, second.actor, second.subject) == (REDACTED, {}, "ann", "s1")
         assert {e.number: e.digest for e in (first, second, third)} == digests
         assert (fourth.kind, fourth.actor, fourth.detail) == ("redacted", "bob", "a password")
-        assert (fourth.subject, fourth.body) == ("entry 2", {"number": 2, "digest": digests[2]})
+        left = replace(second, digest="").digest_after(first.digest)
+        assert (fourth.subject, fourth.body) == ("entry 2", {"number": 2, "digest": digests[2], "left": left})
         assert audit.verify(engine, {2: digests[2][:16]}).problem == ""
         for number, why in ((2, "holds nothing"), (4, "holds nothing"), (9, "has no entry 9")):
             with pytest.raises(Refused, match=why):
                 audit.redact(engine, number, "bob", "", NOW)
+
+    def test_what_is_left_of_it_and_what_came_before_are_covered_still(self, tmp_path: Path) -> None:
+        """Whoever owns the database rewrites what came before; an anchor of later tells."""
+        engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
+        create_tables(engine)
+        for n in range(3):
+            audit.note(engine, Entry(NOW, AuditKind.PAUSED, "m", "ann", f"s{n}", "d", {}))
+        audit.redact(engine, 2, "bob", "", NOW)
+        first, *_, newest = audit.entries(engine)
+        forged = replace(first, actor="eve", digest="")
+        forged = replace(forged, digest=forged.digest_after("0" * 64))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER audit_log_redacts_only")
+            change = text("UPDATE audit_log SET actor = 'eve', digest = :digest WHERE number = 1")
+            connection.execute(change, {"digest": forged.digest})
+            connection.execute(text("UPDATE audit_log SET previous = :p WHERE number = 2"), {"p": forged.digest})
+        assert audit.verify(engine, {4: newest.digest}).problem.startswith("entry 2 ")
 
     def test_nothing_of_it_stays_in_the_file(self, tmp_path: Path) -> None:
         engine = open_engine(f"sqlite:///{tmp_path / 'control.db'}")
@@ -318,4 +473,12 @@ class TestAudit:
         assert run("audit", "redact", "1", "--reason", "a name")[0] == 0
         assert "Zaphod" not in run("audit", "export")[1]
         assert run("audit", "verify")[0] == 0
+        page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+        script = page.split("```python\n")[1].split("```")[0]
+        exported = run("audit", "export")[1]
+        for log, is_whole in ((exported, True), (exported.replace('"fraud"', '"frauds"', 1), False)):
+            done = subprocess.run(
+                [sys.executable, "-c", script], input=log, capture_output=True, text=True, check=False
+            )
+            assert (done.returncode == 0) is is_whole, done.stderr
         assert run("audit", "redact", "7") == (1, "driftd: the audit log has no entry 7\n")

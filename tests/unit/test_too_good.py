@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,34 @@ def test_nobody_is_asked_about_what_was_seen_before_or_may_be_luck(schema: Model
     assert not asks(0.0, schema=schema, champion=0.1, n=60)
 
 
+def test_a_champion_that_is_near_perfect_explains_any_other_whatever_the_classes() -> None:
+    for classes, rows in ((2, 20_000), (19, 1900)):
+        names = tuple(f"c{n:02}" for n in range(classes))
+        schema = replace(MULTICLASS, classes=names)
+        holdout = outcomes(rows, seed=1).with_columns(label=pl.Series([names[n % classes] for n in range(rows)]))
+        before = holdout.with_columns(prediction=pl.lit(None, pl.String))
+        for champion, wrong in ((0.0, 0.0), (0.009, 0.0), (0.012, 0.006)):
+            sides = [Side("any", "1", Predictions(answered(holdout, schema, w))) for w in (champion, wrong)]
+            match = Match(sides[0], sides[1], holdout, labels_array(holdout, schema), schema, "any")
+            assert too_good(match, before).passed, (classes, champion, wrong)
+
+
+def test_a_piece_with_hardly_any_of_a_class_explains_nothing() -> None:
+    rows, before = outcomes(6000, seed=3), outcomes(6000, seed=4)
+    holdout, earlier = (
+        pl.concat([f.filter(pl.col("label") == "ok"), f.filter(pl.col("label") == "fraud")[:n]]).sort("ts")
+        for f, n in ((rows, 20), (before, 30))
+    )
+    said = answered(holdout, BINARY, 0.0)
+    missed = np.where((said == "fraud") & (np.cumsum(said == "fraud") % 2 == 0), "ok", said).astype(object)
+    served = np.array(earlier["label"].to_list(), dtype=object)
+    served[np.flatnonzero(served == "fraud")[10:]] = "ok"  # right at first, in a piece with few of them
+    served[np.flatnonzero(served == "ok")[::20]] = "fraud"
+    champion, challenger = (Side("any", "1", Predictions(v)) for v in (missed, said))
+    match = Match(champion, challenger, holdout, labels_array(holdout, BINARY), BINARY, "any")
+    assert not too_good(match, earlier.with_columns(prediction=pl.Series(list(served)))).passed
+
+
 def test_rare_positives_count_by_themselves() -> None:
     rows = outcomes(4000, seed=3)
     fraud = rows.filter(pl.col("label") == "fraud")
@@ -89,8 +118,9 @@ def test_rare_positives_count_by_themselves() -> None:
 
 def test_numbers_are_held_against_the_variance() -> None:
     assert asks(0.0, schema=REGRESSION)
-    assert asks(0.0005, schema=REGRESSION, champion=0.1, earlier=0.05)
+    assert asks(0.00001, schema=REGRESSION, champion=0.1, earlier=0.05)
     assert not asks(0.01, schema=REGRESSION)
+    assert not asks(1e-8, schema=REGRESSION, champion=1e-6)
     assert not asks(0.0005, schema=REGRESSION, champion=0.9, earlier=0.002)
     constant_labels = outcomes(300, schema=REGRESSION).with_columns(label=pl.lit(1.0))
     assert not asks(0.0, schema=REGRESSION, rows=constant_labels)

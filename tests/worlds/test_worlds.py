@@ -1,0 +1,44 @@
+"""Six of the worlds, and that the table of all of them says what it claims."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worlds.life import expectations, live
+from tests.worlds.playing import PAGE, lines_of
+from tests.worlds.table import WORLDS, World
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+PLAYED = [world for world in WORLDS if world.in_suite]
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("world", PLAYED, ids=lambda world: world.name)
+def test_a_world_comes_out_as_it_must(world: World, tmp_path: Path) -> None:
+    seen = live(world, tmp_path / "world")
+    assert not expectations(world, seen), seen
+
+
+def _pairs(world: World) -> Iterator[tuple[tuple[str, str], ...]]:
+    return itertools.combinations(world.circumstances.items(), 2)
+
+
+def test_every_two_circumstances_meet_in_a_world() -> None:
+    values = {key: {world.circumstances[key] for world in WORLDS} for key in WORLDS[0].circumstances}
+    met = {pair for world in WORLDS for pair in _pairs(world)}
+    for one, two in itertools.combinations(values, 2):
+        for a, b in itertools.product(values[one], values[two]):
+            assert ((one, a), (two, b)) in met
+    assert len({world.name for world in WORLDS}) == len(WORLDS)
+    assert len(PLAYED) == 6
+    assert not any(world.not_yet for world in PLAYED)
+
+
+def test_the_page_has_a_line_for_each_world_and_its_reason() -> None:
+    for line, world in zip(lines_of(PAGE.read_text()), WORLDS, strict=True):
+        assert line.startswith("| " + " | ".join(world.circumstances.values()))
+        assert (f"not yet: {world.not_yet}" in line) if world.not_yet else line.endswith("| as it must |")
