@@ -101,20 +101,21 @@ class World:
 
 
 V, C, L, X = Version, Champion, Labels, Change
-QUICK: dict[str, Any] = {"hours_before": 8, "hours_after": 8, "in_suite": True}
+SHORT: dict[str, Any] = {"hours_before": 8, "hours_after": 8}
+QUICK: dict[str, Any] = {**SHORT, "in_suite": True}
 STEPS = "a canary steps as slowly where the champion is worse than a guess"
 COUNTS = "a canary counts rows by the registry's version, which the events do not say"
 WORLDS = (
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.TURNS, hours_before=36),
-    World(V.REPORTED, C.BOOSTED, L.LATE, False, False, 0.5, True, X.TURNS, **QUICK),
+    World(V.REPORTED, C.BOOSTED, L.LATE, False, False, 0.5, True, X.TURNS, **SHORT),
     World(V.REPORTED, C.PICKLED, L.AT_ONCE, False, False, 0.05, False, X.TURNS),
     World(V.REPORTED, C.NONE, L.AT_ONCE, False, False, 0.5, True, X.TURNS, **QUICK),
-    World(V.REPORTED, C.LINEAR, L.LATE, False, False, 0.05, False, X.NOTHING, **QUICK),
+    World(V.REPORTED, C.LINEAR, L.LATE, False, False, 0.05, False, X.NOTHING, **SHORT),
     World(V.REPORTED, C.BOOSTED, L.AT_ONCE, True, False, 0.5, False, X.SLOWLY, not_yet=STEPS),
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, True, X.OUTAGE),
     World(V.REPORTED, C.BOOSTED, L.AT_ONCE, False, True, 0.5, False, X.TURNS, **QUICK),
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.01, False, X.TURNS),
-    World(V.OMITTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.TURNS, **QUICK),
+    World(V.OMITTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.TURNS, **SHORT),
     World(V.OWN, C.BOOSTED, L.AT_ONCE, False, False, 0.5, False, X.TURNS),
     World(V.REPORTED, C.LINEAR, L.BY_CLASS, False, False, 0.5, False, X.TURNS),
     World(V.OWN, C.PICKLED, L.BY_CLASS, True, True, 0.01, True, X.NOTHING),
@@ -130,7 +131,7 @@ WORLDS = (
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, True, False, 0.5, False, X.TURNS, not_yet=STEPS),
     World(V.REPORTED, C.BOOSTED, L.AT_ONCE, False, False, 0.5, False, X.NOTHING),
     World(V.REPORTED, C.LINEAR, L.LATE, False, True, 0.5, False, X.TURNS),
-    World(V.REPORTED, C.PICKLED, L.LATE, False, False, 0.5, False, X.TURNS, **QUICK),
+    World(V.REPORTED, C.PICKLED, L.LATE, False, False, 0.5, False, X.TURNS, **SHORT),
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.SLOWLY),
     World(V.REPORTED, C.BOOSTED, L.AT_ONCE, False, False, 0.05, True, X.NOTHING),
     World(V.OMITTED, C.NONE, L.AT_ONCE, False, False, 0.5, False, X.TURNS),
