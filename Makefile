@@ -25,7 +25,7 @@ check: install           ## lint, types, layers
 	$(BIN)/lint-imports
 
 test: check              ## everything, against real Kafka, MLflow and Prometheus where they can be started
-	$(BIN)/pytest -n 5 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 worlds: install          ## thirty small teams with one daemon each: the table of docs/worlds.md (an hour or two)
 	$(BIN)/python -m tests.worlds

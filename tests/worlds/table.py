@@ -46,8 +46,6 @@ class World:
     hours_after: int = 16
     """Of a slow change: from its end."""
     seed: int = 0
-    in_suite: bool = False
-    """`make test` plays it too."""
     not_yet: str = ""
     """Why it cannot come out as it must, so far."""
 
@@ -102,18 +100,17 @@ class World:
 
 V, C, L, X = Version, Champion, Labels, Change
 SHORT: dict[str, Any] = {"hours_before": 8, "hours_after": 8}
-QUICK: dict[str, Any] = {**SHORT, "in_suite": True}
 STEPS = "a canary steps as slowly where the champion is worse than a guess"
 COUNTS = "a canary counts rows by the registry's version, which the events do not say"
 WORLDS = (
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.TURNS, hours_before=36),
     World(V.REPORTED, C.BOOSTED, L.LATE, False, False, 0.5, True, X.TURNS, **SHORT),
     World(V.REPORTED, C.PICKLED, L.AT_ONCE, False, False, 0.05, False, X.TURNS),
-    World(V.REPORTED, C.NONE, L.AT_ONCE, False, False, 0.5, True, X.TURNS, **QUICK),
+    World(V.REPORTED, C.NONE, L.AT_ONCE, False, False, 0.5, True, X.TURNS, **SHORT),
     World(V.REPORTED, C.LINEAR, L.LATE, False, False, 0.05, False, X.NOTHING, **SHORT),
     World(V.REPORTED, C.BOOSTED, L.AT_ONCE, True, False, 0.5, False, X.SLOWLY, not_yet=STEPS),
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, True, X.OUTAGE),
-    World(V.REPORTED, C.BOOSTED, L.AT_ONCE, False, True, 0.5, False, X.TURNS, **QUICK),
+    World(V.REPORTED, C.BOOSTED, L.AT_ONCE, False, True, 0.5, False, X.TURNS, **SHORT),
     World(V.REPORTED, C.LINEAR, L.AT_ONCE, False, False, 0.01, False, X.TURNS),
     World(V.OMITTED, C.LINEAR, L.AT_ONCE, False, False, 0.5, False, X.TURNS, **SHORT),
     World(V.OWN, C.BOOSTED, L.AT_ONCE, False, False, 0.5, False, X.TURNS),
