@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 REDACTED = "(redacted)"
-VOCABULARY = frozenset(
+_VOCABULARY = frozenset(
     {"features", "feature", "classes", "positive", "segments", "segment", "fairness_segment", "ranges", "drift"}
     | {"model", "registered_model", "model_version", "subject", "job", "job_id", "run_id", "prediction_id"}
     | {"outcomes_uri", "predictions_uri"}
@@ -72,12 +72,12 @@ _USER = re.compile(
     r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://([^/\s@:?#\"'<>]{0,200})"
     r"(?::([^\s/\"'<>]{0,200}|[^\s@\"'<>]{1,200}))?@"
 )
-_ASSIGNED = re.compile(r"(?<![/\w.-])(-{0,2})([A-Za-z][\w.-]{0,80})(\s{0,2}={1,3}\s{0,2})")
+_ASSIGNED = re.compile(r"(?<![/\w.-])-{0,2}([A-Za-z][\w.-]{0,80})(\s{0,2}={1,3}\s{0,2})")
 _VALUE = re.compile(r"\"[^\"]{0,500}\"|'[^']{0,500}'|(?:[^\s\"'&;,]|,(?!\s|$|\w{1,40}=)|;(?!\s|$|\w{1,40}=)){1,20000}")
 _OPTION = re.compile(r"(?<![\w-])(--?([A-Za-z][\w-]{0,60})\s{1,3})(\"[^\"]{0,500}\"|'[^']{0,500}'|[^\s\"'-]\S{0,500})")
 _TOLD = re.compile(r"(?<![\w.-])([A-Za-z][\w.-]{0,80})(:\s{1,3})([^\s\"'{\[(]{6,500})")
 _QUOTED = re.compile(r"""(["'])([A-Za-z][\w. -]{0,80})\1(\s{0,5}:\s{0,5}b?)(["'])((?:\\.|(?!\4)[^\\]){0,4000})\4""")
-_ESCAPED = re.compile(r"""(\\{1,3}")([A-Za-z][\w. -]{0,80})\1(\s{0,5}:\s{0,5})\1((?:(?!\1).){0,2000})\1""")
+_ESCAPED = re.compile(r"""(\\{1,3}")([A-Za-z][\w. -]{0,80})\1(\s{0,5}:\s{0,5})(\1)((?:(?!\1).){0,2000})\1""")
 _HEADER = re.compile(
     r"(?<![\w.-])((?:proxy-)?authorization|(?:set-)?cookie|api-key|private-token|x-[\w-]{0,40}(?:key|token|secret|auth))"
     r"(\s{0,3}:\s{0,3})([^\s\"',][^\"'\r\n]{0,2000})",
@@ -139,19 +139,14 @@ def _redact(text: str) -> str:
     if ":" in text:
         text = _HEADER.sub(lambda f: f[0] if _is_reference_or_word(f[3]) else f"{f[1]}{f[2]}{REDACTED}", text)
         text = _QUOTED.sub(_without_quoted, text)
-        text = _ESCAPED.sub(
-            lambda f: (
-                f"{f[1]}{f[2]}{f[1]}{f[3]}{f[1]}{REDACTED}{f[1]}" if names_secret(f[2]) and _is_literal(f[4]) else f[0]
-            ),
-            text,
-        )
+        text = _ESCAPED.sub(_without_quoted, text)
         text = _TOLD.sub(lambda f: f"{f[1]}{f[2]}{REDACTED}" if _is_told(f[1], f[3]) else f[0], text)
     return text
 
 
 def redacted(value: Any, name: str = "") -> Any:
     """A JSON value of that name, the same throughout."""
-    if name in VOCABULARY:
+    if name in _VOCABULARY:
         return value
     if isinstance(value, str):
         return REDACTED if names_secret(name) and _is_literal(value) else redact(value)
@@ -252,16 +247,16 @@ def _without_assigned(text: str) -> str:
         if found.start() < at:
             continue
         in_query = found.start() > 0 and text[found.start() - 1] in "?&"
-        if text.startswith(REDACTED, found.end()) or not names_secret(found[2], in_query):
+        name, sign = found.groups()
+        if text.startswith(REDACTED, found.end()) or not names_secret(name, in_query):
             continue
         if (value := _VALUE.match(text, found.end())) is None:
             continue
         given = value[0].rstrip(")]}.,>")
         bare = given.strip("\"'")
-        spaced = found[3].strip() != found[3]
-        if not _is_literal(bare) or (spaced and _is_code(found[2], bare)):
+        if not _is_literal(bare) or (sign != sign.strip() and _is_code(name, bare)):
             continue
-        if in_query and not names_secret(found[2]) and not re.search(r"(?=.{12})(?=.*[0-9])[A-Za-z0-9]", bare):
+        if in_query and not names_secret(name) and not re.search(r"(?=.{12})(?=.*[0-9])[A-Za-z0-9]", bare):
             continue
         parts.append(text[at : found.end()] + REDACTED)
         at = found.end() + len(given)

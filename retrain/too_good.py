@@ -36,20 +36,19 @@ def too_good(match: Match, earlier: pl.DataFrame) -> GateResult:
     the champion on the same rows, nor what was served while the training rows `earlier` came (lake columns, in the
     order of time). `value` is the challenger's share of wrong answers, mean over classes; of numbers, the share of
     the variance that it leaves."""
-    schema, rows = match.schema, len(match.rows)
-    judge = _numbers if schema.task is Task.REGRESSION else _classes
+    schema, ours = match.schema, (match.labels, match.challenger.predictions.values)
     seen = [(match.labels, match.champion.predictions.values), *_served(earlier, schema)]
-    value, limit, explained = judge((match.labels, match.challenger.predictions.values), seen, schema)
-    if value is None:
-        return GateResult("too_good", True, None, limit, "too few rows to tell", asks=True)
-    told = f"{value:.3g} of {'the variance is left' if schema.task is Task.REGRESSION else 'the answers are wrong'}"
-    if explained:
-        return GateResult("too_good", True, value, limit, told, asks=True)
-    detail = (
-        f"{told} on {rows} holdout rows, and no model before came near that: does a feature, or the trainer, know what "
-        f"came true? If it does not, approve it"
-    )
-    return GateResult("too_good", False, value, limit, detail, asks=True)
+    if schema.task is Task.REGRESSION:
+        (value, explained), limit, what = _numbers(ours, seen), NEAR_PERFECT_FIT, "the variance is left"
+    else:
+        (value, explained), limit, what = _classes(ours, seen, schema), NEAR_PERFECT, "the answers are wrong"
+    detail = "too few rows to tell" if value is None else f"{value:.3g} of {what}"
+    if not explained:
+        detail += (
+            f" on {len(match.rows)} holdout rows, and no model before came near that: does a feature, or the trainer, "
+            f"know what came true? If it does not, approve it"
+        )
+    return GateResult("too_good", explained, value, limit, detail, asks=True)
 
 
 Answered = tuple[Array, Array]
@@ -71,17 +70,17 @@ def _served(earlier: pl.DataFrame, schema: ModelSchema) -> Iterator[Answered]:
             yield labels[at], side.predictions.values[at]
 
 
-def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple[float | None, float, bool]:
-    """(mean over classes of the share of wrong answers, its limit, whether it is explained). It is when a model that
+def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple[float | None, bool]:
+    """(mean over classes of the share of wrong answers, whether it is explained). It is when a model that
     was seen is within the limit too, or has twice as many wrong answers at most, or when one with half of its wrong
     answers might answer so: the chance of so few, by binomial tails of the classes, is not below UNLIKELY for each."""
     rows, wrong = _counts(ours, schema)
     counted = rows >= LEAST_ROWS
     if counted.sum() < 2:
-        return None, NEAR_PERFECT, True
+        return None, True
     value = float((wrong[counted] / rows[counted]).mean())
     if value > NEAR_PERFECT:
-        return value, NEAR_PERFECT, True
+        return value, True
     for one in seen:
         theirs, amiss = (found[counted] for found in _counts(one, schema))
         if (theirs < LEAST_ROWS).any():
@@ -90,8 +89,8 @@ def _classes(ours: Answered, seen: list[Answered], schema: ModelSchema) -> tuple
         chances = binom.cdf(wrong[counted], rows[counted], rates / 2)
         near = float((amiss / theirs).mean()) <= max(NEAR_PERFECT, 2 * value)
         if near or np.log(np.maximum(chances, 1e-300)).mean() >= np.log(UNLIKELY):
-            return value, NEAR_PERFECT, True
-    return value, NEAR_PERFECT, False
+            return value, True
+    return value, False
 
 
 def _counts(one: Answered, schema: ModelSchema) -> tuple[Array, Array]:
@@ -101,17 +100,17 @@ def _counts(one: Answered, schema: ModelSchema) -> tuple[Array, Array]:
     return of.sum(axis=1), (of & (values != labels)).sum(axis=1)
 
 
-def _numbers(ours: Answered, seen: list[Answered], _schema: ModelSchema) -> tuple[float | None, float, bool]:
-    """(share of the variance that is left, its limit, whether it is explained). It is when a model was seen that is
+def _numbers(ours: Answered, seen: list[Answered]) -> tuple[float | None, bool]:
+    """(share of the variance that is left, whether it is explained). It is when a model was seen that is
     within the limit too, or whose errors are less than ten times as large in the middle: one large label may be all
     of the variance."""
     value = _unexplained(ours)
     if value is None or value > NEAR_PERFECT_FIT:
-        return value, NEAR_PERFECT_FIT, True
+        return value, True
     theirs = [left for one in seen if (left := _unexplained(one)) is not None]
     middle = [float(np.median(np.abs(labels - values))) for labels, values in (ours, *seen) if len(labels)]
     explained = min(theirs, default=np.inf) <= max(NEAR_PERFECT_FIT, 10 * value)
-    return value, NEAR_PERFECT_FIT, explained or min(middle[1:], default=np.inf) <= 10 * middle[0]
+    return value, explained or min(middle[1:], default=np.inf) <= 10 * middle[0]
 
 
 def _unexplained(one: Answered) -> float | None:
