@@ -25,8 +25,12 @@ def note_configuration(engine: Engine, config: Config, now: datetime) -> None:
     last = audit.newest(engine, AuditKind.CONFIGURED)
     if last is not None and last.subject == digest:
         return
-    before = {} if last is None else last.body.get("config", {})  # an entry may have been redacted
-    detail = _changes(before, found) if before else "first configuration"
+    if last is None:
+        detail = "first configuration"
+    elif (before := last.body.get("config")) is None:
+        detail = "the entry of the one before was redacted"
+    else:
+        detail = _changes(before, found)
     audit.note(engine, Entry(now, AuditKind.CONFIGURED, "", audit.DRIFTD, digest, detail, {"config": found}))
 
 

@@ -80,7 +80,7 @@ _QUOTED = re.compile(r"""(["'])([A-Za-z][\w. -]{0,80})\1(\s{0,5}:\s{0,5}b?)(["']
 _ESCAPED = re.compile(r"""(\\{1,3}")([A-Za-z][\w. -]{0,80})\1(\s{0,5}:\s{0,5})(\1)((?:(?!\1).){0,2000})\1""")
 _HEADER = re.compile(
     r"(?<![\w.-])((?:proxy-)?authorization|(?:set-)?cookie|api-key|private-token|x-[\w-]{0,40}(?:key|token|secret|auth))"
-    r"(\s{0,3}:\s{0,3})([^\s\"',][^\"'\r\n]{0,2000})",
+    r"(\s{0,3}:\s{0,3})(digest \w+=[^\r\n]{0,2000}|[^\s\"',][^\"'\r\n]{0,2000})",
     re.IGNORECASE,
 )
 _ENCODED = re.compile(r"([?&][\w.-]{1,80}=)([^&\s\"'<>#]{0,300}%3[dD][^&\s\"'<>#]{0,2000})")
