@@ -43,7 +43,9 @@ def too_good(match: Match, earlier: pl.DataFrame) -> GateResult:
     else:
         (value, explained), limit, what = _classes(ours, seen, schema), NEAR_PERFECT, "the answers are wrong"
     detail = "too few rows to tell" if value is None else f"{value:.3g} of {what}"
-    if not explained:
+    if explained and value is not None:
+        detail += ", which is not too good to be true"
+    elif not explained:
         detail += (
             f" on {len(match.rows)} holdout rows, and no model before came near that: does a feature, or the trainer, "
             f"know what came true? If it does not, approve it"
