@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -62,8 +63,9 @@ def configuration(folder: Path, models: Sequence[str], **changes: Any) -> dict[s
     return document | changes
 
 
+@cache
 def newest_end() -> datetime:
-    """The end of the newest window that may be closed by now."""
+    """The end of the newest window that may be closed by now; the same for a whole run, which an hour may end in."""
     now = datetime.now(UTC)
     return now.replace(minute=0, second=0, microsecond=0)
 

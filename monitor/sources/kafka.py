@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -188,6 +189,7 @@ class KafkaSource:
             made = KafkaNetClient(**configs)
             # 3.0.12 does not hand allow_auto_create_topics on to its metadata requests.
             made.cluster.config["allow_auto_create_topics"] = False
+            reasons.listen(made._manager)
             clients.append(made)
             return made
 
@@ -208,6 +210,7 @@ class KafkaSource:
                 raise self._unreachable(reasons.last) from error
             raise
         finally:
+            reasons.over = True
             logger.removeHandler(reasons)
             logger.setLevel(level)
             logger.propagate = propagate
@@ -438,14 +441,49 @@ class _Reasons(logging.Handler):
     def __init__(self, on_refusal: Callable[[], object]) -> None:
         super().__init__()
         self.last: BaseException | None = None
+        self.over = False
+        """The client has connected, or given up."""
         self._on_refusal = on_refusal
 
     def emit(self, record: logging.LogRecord) -> None:
         for value in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(value, _REFUSALS):
-                self._on_refusal()
             if isinstance(value, Exception) and not isinstance(value, kafka_errors.KafkaTimeoutError):
-                self.last = value
+                self._take(value)
+
+    def listen(self, manager: Any) -> None:
+        """A busy broker (4.3) may end the connection instead of answering to wrong credentials; the client (3.0.12)
+        then logs that it was disconnected, as for a broker that is away."""
+        connect = manager.get_connection
+        heard: weakref.WeakSet[Any] = weakref.WeakSet()
+
+        def listening(*args: Any, **options: Any) -> Any:
+            connection = connect(*args, **options)
+            if connection not in heard:
+                heard.add(connection)
+                connection._sasl_authenticate = self._checking(connection._sasl_authenticate)
+            return connection
+
+        manager.get_connection = listening
+
+    def _checking(self, authenticate: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def checking(*args: Any) -> None:
+            try:
+                await authenticate(*args)
+            except (kafka_errors.KafkaConnectionError, kafka_errors.Cancelled) as error:
+                if self.over:
+                    raise  # a broker that restarts
+                refusal = kafka_errors.SaslAuthenticationFailedError("it ended the connection at our credentials")
+                self._take(refusal)
+                raise refusal from error
+
+        return checking
+
+    def _take(self, reason: Exception) -> None:
+        if isinstance(self.last, _REFUSALS):
+            return  # whatever it led to
+        self.last = reason
+        if isinstance(reason, _REFUSALS):
+            self._on_refusal()
 
 
 class _Joined:

@@ -158,9 +158,12 @@ def test_wrong_credentials_are_named_and_tried_again_slowly(kafka_broker: KafkaC
 
     until("three refusals", lambda: len(daemon.logged("source_refused")) >= 3)
     refusals = daemon.logged("source_refused")
-    assert "refuses this client" in refusals[0]["detail"] or "uthentication" in refusals[0]["detail"]
+    assert "SaslAuthenticationFailed" in refusals[0]["detail"]
     tried = [line["retry_in"] for line in daemon.lines() if line["event"] in ("source_refused", "source_unavailable")]
-    assert tried[:3] == [0.5, 1.0, 2.0]  # a busy broker may once not answer in time
+    assert tried[:3] == [0.5, 1.0, 2.0]
+    assert not daemon.logged("source_unavailable"), (
+        "a busy broker ends the connection without an answer: refused all the same"
+    )
     assert daemon.metric("driftd_source_errors_total", kind="refused") >= 3
     ready, components = daemon.ready()
     assert not ready
