@@ -16,6 +16,7 @@ from retrain.aliases import CHAMPION
 from retrain.config import RetrainConfig
 from retrain.errors import ConfigError, Refused
 from retrain.fields import format_duration
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel
 from retrain.registry import Registry
 from retrain.scorer import Scorers
@@ -65,8 +66,8 @@ def package(loaded: LoadedConfig, model: str, output: Path, version: str | None,
     with tempfile.TemporaryDirectory() as scratch:
         try:
             downloaded = registry.fetch_model(plan.registered_model, version, Path(scratch) / "model")
-            with _scorers(loaded, plan) as scorers:
-                scorers.open(downloaded, plan.schema)
+            with ForkServer(os.environ) as server:
+                _scorers(server, loaded, plan).open(downloaded, plan.schema)
         except UnusableModel as exc:
             raise Refused(f"{model}: version {version} {exc}") from exc
         try:
@@ -82,12 +83,12 @@ def own_types(loaded: LoadedConfig, plan: ModelPlan) -> tuple[str, ...]:
     """What a model's trainer lets it hold besides `retrain.trusted_types`."""
     if plan.retrain.command is not None or plan.retrain.trainer == RetrainConfig().trainer:
         return ()
-    with _scorers(loaded, plan) as scorers:
-        return scorers.own_types()
+    with ForkServer(os.environ) as server:
+        return _scorers(server, loaded, plan).own_types()
 
 
-def _scorers(loaded: LoadedConfig, plan: ModelPlan) -> Scorers:
-    return Scorers(os.environ, trust_of(plan.retrain, str(loaded.base.absolute())), limits_of(plan.retrain))
+def _scorers(server: ForkServer, loaded: LoadedConfig, plan: ModelPlan) -> Scorers:
+    return Scorers(server, trust_of(plan.retrain, str(loaded.base.absolute())), limits_of(plan.retrain))
 
 
 def _unreachable(loaded: LoadedConfig) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +21,7 @@ import structlog
 from retrain import steps
 from retrain.context import CONTROL, MLFLOW, JobContext, Next
 from retrain.errors import JobFailed, LeaseLost, LostRace, TransientError
+from retrain.isolation.forkserver import ForkServer
 from retrain.records import lease_owner
 from retrain.retry import Backoff, Retry, Stopped
 from retrain.scorer import Scorers
@@ -59,6 +60,7 @@ class Driver:
         clock: Callable[[], datetime] = utc_now,
         limits: Limits = Limits(),
         owner: str | None = None,
+        server: ForkServer | None = None,
         checkpoint: Callable[[str], None] = lambda _name: None,
     ) -> None:
         self._store = store
@@ -67,6 +69,7 @@ class Driver:
         self._clock = clock
         self._limits = limits
         self._owner = owner or lease_owner()
+        self._server = server
         self._checkpoint = checkpoint
 
     def drive(self, job_id: str) -> JobState:
@@ -96,7 +99,10 @@ class Driver:
         spec = retry(CONTROL, lambda: self._store.get(job_id)).spec
         if spec.code and spec.code not in sys.path:
             sys.path.append(spec.code)  # gates and validations of the team's; last: it replaces no module of anybody's
-        with Scorers(self._environ, spec.trust, spec.scorer_limits, self._stopping) as scorers:
+        with (
+            nullcontext(self._server) if self._server else ForkServer(self._environ) as server,
+            Scorers(server, spec.trust, spec.scorer_limits, self._stopping) as scorers,
+        ):
             while True:
                 job = retry(CONTROL, lambda: self._store.get(job_id))
                 if job.state in ENDED:

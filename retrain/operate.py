@@ -17,6 +17,7 @@ from retrain import publish
 from retrain.aliases import CHALLENGER, CHAMPION, PREVIOUS, TRAFFIC_TAG
 from retrain.errors import LostRace, Refused
 from retrain.evaluate import score
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel
 from retrain.registry import Conflict, Registry
 from retrain.scorer import Scorers
@@ -140,12 +141,14 @@ def register_initial(
     training fails."""
     registry = Registry(spec.tracking_uri)
     snapshot = write_snapshot(spec, train, holdout, {"delta_version": ""})
-    trained = run_trainer(spec.recipe, snapshot.train_path, spec.job_dir, environ, scratch=spec.scratch)
-    if isinstance(trained, TrainingFailed):
-        raise Refused(trained.message)
-    with Scorers(environ, spec.trust, spec.scorer_limits) as scorers:
+    with ForkServer(environ) as server:
+        trained = run_trainer(spec.recipe, snapshot.train_path, spec.job_dir, server, scratch=spec.scratch)
+        if isinstance(trained, TrainingFailed):
+            raise Refused(trained.message)
+        scorers = Scorers(server, spec.trust, spec.scorer_limits)
         try:
-            side = score(scorers.open(trained.model_dir, spec.schema), holdout, spec.schema, source="initial")
+            with scorers.open(trained.model_dir, spec.schema) as model:
+                side = score(model, holdout, spec.schema, source="initial")
         except UnusableModel as exc:
             raise Refused(f"the model {exc}") from exc
     run_id = publish.open_run(registry, spec, snapshot)

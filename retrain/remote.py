@@ -18,6 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from retrain.handover import FOLDER, Stage, lake_columns
+from retrain.isolation.forkserver import ForkServer
 from retrain.recipe import Recipe
 from retrain.registry import Registry
 from retrain.trainer import SEARCH, Trained, TrainingFailed, run_trainer
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"run {given.run} has no {below}")
         recipe = Recipe.from_json(json.loads((came / "request.json").read_text()))
         lake_columns(pl.read_parquet(came / "train.parquet"), recipe.schema).write_parquet(folder / "train.parquet")
-        trained = run_trainer(recipe, folder / "train.parquet", folder, os.environ)
+        with ForkServer(os.environ) as server:
+            trained = run_trainer(recipe, folder / "train.parquet", folder, server)
         _give_back(registry, given.run, below, folder, trained)
     return 0
 

@@ -17,6 +17,7 @@ import polars as pl
 from retrain.errors import Refused, RowsGone, TransientError
 from retrain.evaluate import score
 from retrain.frame import labels_array
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel
 from retrain.publish import reference_rows
 from retrain.quality import METRICS, measure
@@ -68,9 +69,9 @@ class Reproduced:
             yield f"  {check.what:13} {word:9} {check.detail}"
 
 
-def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
-    """Rebuild `job` below `folder`. Raises Refused when it judged nothing, its rows cannot be read any more, or the
-    folder holds it already."""
+def reproduce(job: Job, folder: Path, server: ForkServer) -> Reproduced:
+    """Rebuild `job` below `folder`, in children of `server`. Raises Refused when it judged nothing, its rows cannot be
+    read any more, or the folder holds it already."""
     recorded = job.result.get("snapshot")
     if recorded is None or job.result.get("challenger") is None:
         raise Refused(f"job {job.id} is {job.state}: it judged no challenger that could be compared with")
@@ -79,23 +80,22 @@ def reproduce(job: Job, folder: Path, environ: Mapping[str, str]) -> Reproduced:
         raise Refused(f"{spec.job_dir} is there already: choose another --folder")
     version = recorded["delta_version"]
     try:
-        taken = take_snapshot(spec, spec.open_storage_options(environ), version)
+        taken = take_snapshot(spec, spec.open_storage_options(server.environ), version)
     except (RowsGone, TransientError) as exc:
         raise Refused(f"version {version} of {spec.outcomes_uri} cannot be read; is it older than "
                       f"lake.keep_versions_for? {exc}") from exc  # fmt: skip
     if isinstance(taken, TooLittle):
         raise Refused(f"version {version} of {spec.outcomes_uri}: {taken.reason}")
     recipe = replace(spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
-    trained = run_trainer(recipe, taken.train_path, spec.job_dir, environ, scratch=spec.scratch)
+    trained = run_trainer(recipe, taken.train_path, spec.job_dir, server, scratch=spec.scratch)
     if isinstance(trained, TrainingFailed):
         raise Refused(f"training failed: {trained.message}")
     causes = tuple(_causes(recorded, taken.manifest))
-    with Scorers(environ, spec.trust, spec.scorer_limits) as scorers:
-        try:
-            model = scorers.open(trained.model_dir, spec.schema)
+    try:
+        with Scorers(server, spec.trust, spec.scorer_limits).open(trained.model_dir, spec.schema) as model:
             results = tuple(_results(job, spec, taken, model))
-        except UnusableModel as exc:
-            raise Refused(f"the rebuilt model {exc}") from exc
+    except UnusableModel as exc:
+        raise Refused(f"the rebuilt model {exc}") from exc
     return Reproduced(job.id, str(taken.folder), causes, results)
 
 

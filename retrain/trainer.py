@@ -48,7 +48,9 @@ import polars as pl
 from retrain.estimators import CHECKED_ROWS
 from retrain.files import write_whole
 from retrain.frame import features_frame
-from retrain.isolation import Cut, Ended, child_environment, run_apart
+from retrain.isolation import child_environment
+from retrain.isolation.apart import Cut, Ended, run_apart, train_apart
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel
 from retrain.recipe import Recipe
 from retrain.schema import ModelSchema
@@ -104,13 +106,14 @@ def run_trainer(
     recipe: Recipe,
     rows: Path,
     folder: Path,
-    environ: Mapping[str, str],
+    server: ForkServer,
     stopping: threading.Event | None = None,
     scratch: str = "",
 ) -> Trained | TrainingFailed:
     """Trains on the file `rows` (lake columns) and leaves the model in `folder/model`, the output in
     `folder/trainer.log`. The training happens in a place of its own below `scratch` (default: the system's place for
-    temporary files), with nothing but these rows in it. `stopping` ends it early with FailureKind.STOPPED."""
+    temporary files), with nothing but these rows in it: a function in a child of `server`, a command in a process of
+    its own. `stopping` ends it early with FailureKind.STOPPED."""
     folder = folder.absolute()
     for left in (folder / RESULT, folder / SEARCH):
         left.unlink(missing_ok=True)
@@ -122,10 +125,12 @@ def run_trainer(
         deadline = started + recipe.time_limit
         request = place / "request.json"
         request.write_text(json.dumps(recipe.to_json() | places | {"deadline": deadline, "cwd": str(Path.cwd())}))
-        command = [sys.executable, "-P", "-m", "retrain.trainer_process", str(request)]
-        env = child_environment(recipe.environment, environ, place)
-        limit = max(recipe.memory_limit, LEAST_FILE)
-        ended = run_apart(command, env, place, folder / "trainer.log", deadline, limit, stopping)
+        env = child_environment(recipe.environment, server.environ, place)
+        limits = (place, folder / "trainer.log", deadline, max(recipe.memory_limit, LEAST_FILE), stopping)
+        if recipe.command is None:
+            ended = train_apart(server, request, env, *limits)
+        else:
+            ended = run_apart([sys.executable, "-P", "-m", "retrain.trainer_process", str(request)], env, *limits)
         match ended.cut:
             case Cut.TIME:
                 message = f"training timed out: stopped after {timedelta(seconds=recipe.time_limit)}"

@@ -1,4 +1,5 @@
-"""The process a trainer runs in: `python -m retrain.trainer_process request.json`, started by `retrain.trainer`.
+"""The process a trainer runs in: a child of a fork server (`keep`), or `python -m retrain.trainer_process request.json`
+for a command.
 
 Invariant: limits are set before any of the user's code runs, which is imported here and not in the job; a model is
 complete on disk before "ok" is reported.
@@ -10,22 +11,55 @@ import importlib
 import json
 import os
 import resource
+import signal
+import socket
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
 
 from retrain.estimators import CHECKED_ROWS, Nonsense, check_estimator
 from retrain.files import write_whole
 from retrain.frame import features_frame, labels_array
+from retrain.isolation import keep_to_oneself_no_more, keeper
+from retrain.isolation.forkserver import NUMBER
 from retrain.recipe import Recipe
 from retrain.trainer import TrainContext
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+
+def keep(connection: socket.socket, output: int) -> int:
+    """This process becomes the keeper of a training that is told over the connection; answers the code to exit with. In
+    the child that trains, SystemExit is raised."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    (size,) = NUMBER.unpack(connection.recv(NUMBER.size, socket.MSG_WAITALL))
+    told = json.loads(connection.recv(size, socket.MSG_WAITALL))
+
+    def begin() -> NoReturn:
+        connection.close()
+        keep_to_oneself_no_more()
+        os.environ.clear()
+        os.environ.update(told["environment"])
+        time.tzset()
+        tempfile.tempdir = None
+        np.random.seed()
+        os.chdir(told["folder"])
+        sys.exit(main(["", told["request"]]))
+
+    return keeper.keep(told, begin, connection)
 
 
 def main(argv: Sequence[str]) -> int:

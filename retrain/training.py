@@ -180,7 +180,7 @@ def _run(job: JobContext, rows: Snapshot, path: Path, stage: Stage, folder: Path
     found for the challenger is not searched for again."""
     recipe = replace(job.spec.recipe, found=(job.result.get("search") or {}).get("parameters"))
     if (engine := engine_of(job.spec)) is None:
-        trained = run_trainer(recipe, path, folder, job.environ, job.stopping, job.spec.scratch)
+        trained = run_trainer(recipe, path, folder, job.scorers.server, job.stopping, job.spec.scratch)
         if isinstance(trained, Trained) and recipe.command is not None:
             problem = why_unusable(job.scorers, trained.model_dir, path, job.spec.schema)
             if problem is not None:

@@ -24,6 +24,7 @@ import structlog
 from retrain.aliases import TRAFFIC_TAG
 from retrain.errors import TransientError
 from retrain.frame import features_frame
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import LoadedModel, UnusableModel, load_model
 from retrain.quality import Array, Predictions
 from retrain.registry import Registry
@@ -80,7 +81,8 @@ def share_point(prediction_id: str) -> float:
 
 def open_model(settings: ServiceSettings, folder: Path) -> LoadedModel:
     """A version's directory. Raises UnusableModel."""
-    with Scorers(os.environ, Trust(settings.trusted), Limits(max_bytes=settings.max_size)) as scorers:
+    with ForkServer(os.environ) as server:
+        scorers = Scorers(server, Trust(settings.trusted), Limits(max_bytes=settings.max_size))
         return open_here(settings, folder, scorers)
 
 

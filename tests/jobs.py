@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from retrain import publish
 from retrain.aliases import CHAMPION
 from retrain.errors import LeaseLost
 from retrain.frame import features_frame, labels_array
+from retrain.isolation.forkserver import ForkServer
 from retrain.job import Driver, Limits, utc_now
 from retrain.model_files import save_model
 from retrain.registry import MODEL_PATH, Promoted, Registry, import_mlflow
@@ -35,6 +39,27 @@ from tests.retrain_data import NOW
 LOGISTIC = "tests.retrain_data:trains_logistic"
 LEASE = timedelta(seconds=2)
 _forkserver = multiprocessing.get_context("forkserver")
+
+
+@cache
+def fork_server() -> ForkServer:
+    """One for all that this process drives."""
+    server = ForkServer(os.environ)
+    atexit.register(server.close)
+    return server
+
+
+class _Lent(ForkServer):
+    """That of another process, which waits for this one meanwhile."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path, control: socket.socket) -> None:
+        super().__init__(environ)
+        self._folder = folder
+        self._control = control
+        control.settimeout(60)  # as the other end of it has one
+
+    def close(self) -> None:
+        """It is not ours."""
 
 
 def store_of(folder: Path) -> Store:
@@ -80,6 +105,7 @@ def drive(
         stopping=threading.Event(),
         clock=clock,
         limits=limits,
+        server=fork_server(),
         checkpoint=checkpoint,
     )
     return driver.drive(job_id)
@@ -131,13 +157,24 @@ def freeze_at(folder: Path, name: str, job_id: str = "job-1") -> Iterator[Frozen
 
 def _child(folder: Path, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> BaseProcess:
     _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
-    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id, fate, off, dict(os.environ)))
+    server = fork_server()
+    if server._control is None:
+        server._begin()
+    lent = (dict(os.environ), server.folder, server._control)
+    child = _forkserver.Process(target=_drive_until, args=(str(folder), name, job_id, fate, off, *lent))
     child.start()
     return child
 
 
 def _drive_until(
-    folder: str, name: str, job_id: str, fate: signal.Signals, off: timedelta, environ: dict[str, str]
+    folder: str,
+    name: str,
+    job_id: str,
+    fate: signal.Signals,
+    off: timedelta,
+    environ: dict[str, str],
+    place: Path,
+    control: socket.socket,
 ) -> None:
     os.environ.clear()
     os.environ.update(environ)  # the server's are those of the first test
@@ -152,6 +189,7 @@ def _drive_until(
         stopping=threading.Event(),
         clock=lambda: utc_now() + off,
         limits=Limits(lease=LEASE),
+        server=_Lent(environ, place, control),
         checkpoint=checkpoint,
     )
     try:

@@ -16,6 +16,7 @@ import polars as pl
 from monitor.backtest.history import History
 from monitor.plan import ModelPlan
 from retrain.evaluate import score
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import LoadedModel, UnusableModel
 from retrain.outcomes import columns_of
 from retrain.publish import reference_rows
@@ -50,7 +51,8 @@ class Trainings:
     def __init__(self, plan: ModelPlan):
         self._plan = plan
         self._made: dict[tuple[int, ...], Answering] = {}
-        self._scorers = Scorers(os.environ, Trust(), limits_of(plan.retrain))
+        self._server = ForkServer(os.environ)
+        self._scorers = Scorers(self._server, Trust(), limits_of(plan.retrain))
 
     def spec(self, request: RetrainRequest, folder: str = "") -> JobSpec:
         return JobSpec(request, self._plan.schema, "", "", self._plan.registered_model, folder, self._plan.retrain)
@@ -60,7 +62,7 @@ class Trainings:
 
     def __exit__(self, *_: object) -> None:
         """Models of a command are held open by processes, until then."""
-        self._scorers.close()
+        self._server.close()
 
     def fit(self, rows: pl.DataFrame, key: tuple[int, ...]) -> Answering | str:
         """A model of these rows, or why there is none. `key` tells sets of rows apart."""
@@ -87,7 +89,7 @@ class Trainings:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.parquet"
             rows.write_parquet(path)
-            trained = run_trainer(recipe_of(self._plan.retrain, self._plan.schema), path, Path(folder), os.environ)
+            trained = run_trainer(recipe_of(self._plan.retrain, self._plan.schema), path, Path(folder), self._server)
             if not isinstance(trained, Trained):
                 return trained.message
             try:

@@ -159,13 +159,15 @@ def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig
     import os
 
     from monitor.plan import job_environment
+    from retrain.isolation.forkserver import ForkServer
     from retrain.reproduce import reproduce as rebuild
 
     _, store = open_control(loaded)
     wanted = store.find_by_run(job) or store.get(job)
     with TemporaryDirectory(prefix="driftd-") as scratch, spinner("training again"):
         environment = {**os.environ, **job_environment(loaded.config)}
-        found = rebuild(wanted, folder or Path(scratch), environment)
+        with ForkServer(environment) as server:
+            found = rebuild(wanted, folder or Path(scratch), server)
     if as_json:
         say(json.dumps(found.to_json(), indent=2))
     else:

@@ -1,4 +1,5 @@
-"""Keeps what it starts together: `python -I -S keeper.py JSON`, a file of its own that needs nothing of driftd's.
+"""Keeps what it starts together: `python -I -S keeper.py JSON`, a file of its own that needs nothing of driftd's; or
+`keep`, called in a process that has become one.
 
 Invariant: when this process ends, whatever its command has started is gone too, in whatever session or process group it
 went (Linux: orphans become children of the nearest subreaper, which this is). It ends when its command ends, when it is
@@ -8,15 +9,23 @@ JSON: `command`, a list; `processes`, how many there may be at once; `file_bytes
 whose disk must keep `free_bytes`. Exit code: the command's; a signal that ended it ends this process too.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
 
 REAP_EVERY, LOOK_EVERY = 0.05, 1.0
 """Seconds: for the command's end, and for what it has started (which reads all of /proc)."""
@@ -27,6 +36,11 @@ OVERDONE = 71
 
 def main(given: str) -> int:
     told = json.loads(given)
+    return keep(told, lambda: _run(told))
+
+
+def keep(told: dict, begin: Callable[[], object], connection: socket.socket | None = None) -> int:  # type: ignore[type-arg]
+    """Calls `begin` in a child and answers the code to exit with. Ends too when the other side closes `connection`."""
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: ending.append(1))
     parent = os.getppid()
@@ -35,10 +49,14 @@ def main(given: str) -> int:
         libc.prctl(_PDEATHSIG, signal.SIGTERM)
         libc.prctl(_SUBREAPER, 1)
     if (pid := os.fork()) == 0:
-        _begin(told)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (told["file_bytes"], told["file_bytes"]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        begin()
     overdone, status, looked = "", None, time.monotonic()
     while status is None and not ending and not overdone and os.getppid() == parent:
-        time.sleep(REAP_EVERY)
+        if select.select([] if connection is None else [connection], [], [], REAP_EVERY)[0]:
+            ending.append(1)
         status = _reaped(pid)
         if status is None and time.monotonic() - looked >= LOOK_EVERY:
             looked = time.monotonic()
@@ -55,11 +73,8 @@ def main(given: str) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _begin(told: dict) -> None:  # type: ignore[type-arg]
+def _run(told: dict) -> None:  # type: ignore[type-arg]
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (told["file_bytes"], told["file_bytes"]))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.execvp(told["command"][0], told["command"])  # noqa: S606 - the command that the configuration names
     except OSError as exc:
         sys.stdout.write(f"{told['command'][0]}: {exc.strerror}\n")

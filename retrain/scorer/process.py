@@ -1,24 +1,16 @@
-"""The processes that open models: `python -m retrain.scorer.process FD`, started by `retrain.scorer.scorers`.
+"""The process that opens a model: a child of a fork server that has become a scorer (`serve`).
 
-Invariant: the first process only loads libraries and makes children; a child opens one model, once it has given up
-everything that `retrain.scorer.confine` takes. Each answers its own socket, and ends with it.
-
-The first one, on the socket FD: `S` with a file descriptor starts a child that answers there, and is answered with its
-process id; `W` and a process id is answered with how that child ended (os.waitpid). A child does what `_Child` can.
+Invariant: it opens its one model once it has given up everything that `retrain.scorer.confine` takes. It answers its
+own socket, what `_Scorer` can, and ends with it.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
-import signal
 import socket
-import struct
 import sys
 import traceback
-import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,60 +23,20 @@ from retrain.schema import ModelSchema
 from retrain.scorer import wire
 from retrain.scorer.confine import forbid, limit
 
-_NUMBER = struct.Struct("!i")
 
-
-def main(argv: Sequence[str]) -> int:
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _load_libraries()
-    gc.freeze()
-    control = socket.socket(fileno=int(argv[1]))
-    while True:
-        asked, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        match asked:
-            case b"S":
-                control.sendall(_NUMBER.pack(_child(control, socket.socket(fileno=descriptors[0]))))
-            case b"W":
-                (pid,) = _NUMBER.unpack(control.recv(_NUMBER.size, socket.MSG_WAITALL))
-                control.sendall(_NUMBER.pack(os.waitpid(pid, 0)[1]))
-            case _:
-                return 0
-
-
-def _load_libraries() -> None:
-    """What takes seconds, once for all children; and nothing in them that would start a process later."""
+def serve(connection: socket.socket) -> int:
+    """Until the other side closes the connection."""
     import joblib
-    import pandas as pd  # noqa: F401
-    import sklearn.ensemble  # noqa: F401
-    import skops.io  # noqa: F401
-    import yaml  # type: ignore[import-untyped]  # noqa: F401
     from joblib.parallel import SequentialBackend
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of machines without lscpu
-        joblib.cpu_count(only_physical_cores=True)  # asks another program, and remembers
-    for backend in ("threading", "loky", "multiprocessing"):
+    die_with_parent()
+    for backend in ("threading", "loky", "multiprocessing"):  # nothing that would start a process
         joblib.register_parallel_backend(backend, SequentialBackend)
+    _Scorer(connection).serve()
+    return 0
 
 
-def _child(control: socket.socket, connection: socket.socket) -> int:
-    if (pid := os.fork()) != 0:
-        connection.close()
-        return pid
-    code = 1
-    try:
-        control.close()
-        die_with_parent()
-        _Child(connection).serve()
-        code = 0
-    except BaseException:  # noqa: BLE001 - the end of this process, whatever it was; its log tells
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-class _Child:
+class _Scorer:
     """One model at most."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -160,7 +112,3 @@ def _own_of(trainer: str, code: str | None) -> tuple[str, ...]:
         return own_types(importlib.import_module(trainer.partition(":")[0]))
     except Exception as exc:
         raise UnusableModel(f"cannot be opened: {trainer} cannot be imported in a scorer: {exc}"[:500]) from exc
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -12,9 +12,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrain.isolation import child_environment
+from retrain.isolation.forkserver import ForkServer, Kind, tail_of
 from retrain.model_files import MAX_BYTES, UnusableModel
 from retrain.quality import Predictions
 from retrain.retry import Stopped
@@ -32,9 +29,6 @@ from retrain.scorer import wire
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_NUMBER = struct.Struct("!i")
-_TAIL = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +52,13 @@ class Trust:
 
 @dataclass(eq=False)
 class Scorers:
-    """A context: starts scorers when models are opened, all of them gone at its end."""
+    """A context: children of `server` open models, all of them gone at its end."""
 
-    environ: Mapping[str, str]
+    server: ForkServer
     trust: Trust = field(default_factory=Trust)
     limits: Limits = field(default_factory=Limits)
     stopping: threading.Event = field(default_factory=threading.Event)
-    _folder: Path | None = None
-    _process: subprocess.Popen[bytes] | None = None
-    _control: socket.socket | None = None
     _open: list[Scorer] = field(default_factory=list)
-    _started: int = 0
 
     def __enter__(self) -> Scorers:
         return self
@@ -110,66 +100,16 @@ class Scorers:
     def close(self) -> None:
         for scorer in list(self._open):
             scorer.close()
-        if self._control is not None:
-            self._control.close()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._control = self._process = self._folder = None
 
     def _start(self) -> Scorer:
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._begin()
-        assert self._control is not None
-        assert self._folder is not None
+        folder = Path(tempfile.mkdtemp(prefix="scorer-", dir=self.server.folder))
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [b"S"], [theirs.fileno()])
-        (pid,) = _NUMBER.unpack(self._answer())
-        self._started += 1
-        folder = self._folder / str(self._started)
-        folder.mkdir(mode=0o700)
+            pid = self.server.child(Kind.SCORER, theirs.fileno())
         scorer = Scorer(self, ours, pid, folder)
         self._open.append(scorer)
-        log = str(folder / "log")
-        scorer.ask({"do": "begin", "folder": str(folder), "log": log, "memory": self.limits.memory})
+        scorer.ask({"do": "begin", "folder": str(folder), "log": str(folder / "log"), "memory": self.limits.memory})
         return scorer
-
-    def _begin(self) -> None:
-        """The process that children are made of."""
-        self._folder = Path(tempfile.mkdtemp(prefix="driftd-scorer-"))
-        ours, theirs = socket.socketpair()
-        with theirs, (self._folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "retrain.scorer.process", str(theirs.fileno())],
-                env=child_environment((), self.environ, self._folder),
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        self._control = ours
-
-    def ended(self, pid: int) -> int:
-        """How a child ended, as os.waitpid tells; it has ended or is about to."""
-        assert self._control is not None
-        self._control.sendall(b"W" + _NUMBER.pack(pid))
-        return int(_NUMBER.unpack(self._answer())[0])
-
-    def _answer(self) -> bytes:
-        assert self._control is not None
-        self._control.settimeout(self.limits.seconds)
-        found = self._control.recv(_NUMBER.size, socket.MSG_WAITALL)
-        if len(found) != _NUMBER.size:
-            assert self._folder is not None
-            raise RuntimeError(f"the process that scorers are made of has ended:\n{_tail(self._folder / 'log')}")
-        return found
 
     def forget(self, scorer: Scorer) -> None:
         self._open.remove(scorer)
@@ -243,7 +183,7 @@ class Scorer:
                 raise TimeoutError
 
     def _why_gone(self) -> str:
-        tail = _tail(self._folder / "log")
+        tail = tail_of(self._folder / "log")
         status = self.close()
         last = (tail.strip().splitlines() or ["nothing was printed"])[-1][:300]
         if status is not None and os.WIFSIGNALED(status):
@@ -263,7 +203,8 @@ class Scorer:
                 time.sleep(0.005)
             os.kill(self._pid, signal.SIGKILL)
         self._scorers.forget(self)
-        return self._scorers.ended(self._pid)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._scorers.server.ended(self._pid)
 
 
 def _runs(pid: int) -> bool:
@@ -272,10 +213,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return False
-
-
-def _tail(path: Path) -> str:
-    try:
-        return path.read_bytes()[-_TAIL:].decode(errors="replace")
-    except OSError:
-        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from retrain.scorer import Scorers
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.trainer import FailureKind, Trained, TrainingFailed
-from tests.jobs import LOGISTIC, drive, kill_at, submit
+from tests.jobs import LOGISTIC, drive, fork_server, kill_at, submit
 from tests.mlflow_server import MlflowServer
 from tests.orchestrators import TOKEN, Airflow, StandIn, stand_ins
 from tests.retrain_data import BINARY, outcomes, spec, write
@@ -266,7 +265,7 @@ def test_a_trainer_that_says_it_was_stopped_has_failed(mlflow: MlflowServer, sco
 
 @pytest.fixture
 def scorers() -> Iterator[Scorers]:
-    with Scorers(dict(os.environ)) as found:
+    with Scorers(fork_server()) as found:
         yield found
 
 

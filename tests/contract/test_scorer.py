@@ -20,6 +20,7 @@ import yaml
 
 from retrain import model_files
 from retrain.frame import features_frame, labels_array
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel, load_model, own_types, save_model, unpacked_bytes
 from retrain.retry import Stopped
 from retrain.schema import Task
@@ -28,6 +29,7 @@ from serving.models import open_here
 from serving.settings import ServiceSettings, from_dict
 from tests import crafted
 from tests.crafted import Crafted
+from tests.daemons import until
 from tests.retrain_data import BINARY, MULTICLASS, REGRESSION, ModelSchema, outcomes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -57,7 +59,7 @@ def encoder() -> Any:
 
 @pytest.fixture(scope="module")
 def scorers() -> Iterator[Scorers]:
-    with Scorers(dict(os.environ), Trust(OWN)) as found:
+    with ForkServer(os.environ) as server, Scorers(server, Trust(OWN)) as found:
         yield found
 
 
@@ -326,7 +328,8 @@ class Acting:
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Scorers]:
     environ = {**os.environ, "DRIFTD_SECRET": "s3cret", "AWS_REGION": "here"}
-    with Scorers(environ, Trust(("tests.contract.",)), Limits(memory=2**30, seconds=10.0)) as found:
+    trust, limits = Trust(("tests.contract.",)), Limits(memory=2**30, seconds=10.0)
+    with ForkServer(environ) as server, Scorers(server, trust, limits) as found:
         yield found
 
 
@@ -345,7 +348,7 @@ def watched() -> Iterator[Scorers]:
         ("remove", "raised PermissionError"),
         ("signal", "raised PermissionError"),
         ("environ", "raised RuntimeError: -$"),
-        ("home", r"raised RuntimeError: (\S+driftd-scorer-\S+) \1/"),
+        ("home", r"raised RuntimeError: (\S+driftd-fork-\S+) \1/"),
         ("print", r"raised OSError: \[Errno 27\] File too large"),
     ],
 )
@@ -361,7 +364,8 @@ def test_whatever_it_does_the_caller_hears_what_happened(tmp_path: Path, watched
 def test_one_that_is_told_to_stop_does_not_wait_for_its_answer(tmp_path: Path) -> None:
     stopping = threading.Event()
     model = saved(tmp_path / "model", Acting("hang"), own=("tests.contract.",))
-    with Scorers(dict(os.environ), Trust(("tests.contract.",)), stopping=stopping) as mine:
+    trust = Trust(("tests.contract.",))
+    with ForkServer(os.environ) as server, Scorers(server, trust, stopping=stopping) as mine:
         scorer = mine.open(model, BINARY)
         threading.Timer(0.5, stopping.set).start()
         with pytest.raises(Stopped):
@@ -378,14 +382,17 @@ def test_nothing_is_left_of_scorers(tmp_path: Path) -> None:
         return found
 
     model = saved(tmp_path / "model", Acting("hang"), own=("tests.contract.",))
-    with Scorers(dict(os.environ), Trust(("tests.contract.",))) as mine:
-        for _ in range(3):
-            mine.open(model, BINARY)
-        assert mine._process is not None
-        folder, group = mine._folder, mine._process.pid
-        assert processes(group) == 4
-    assert processes(group) == 0
-    assert folder is not None
+    with ForkServer(os.environ) as server:
+        with Scorers(server, Trust(("tests.contract.",))) as mine:
+            for _ in range(3):
+                mine.open(model, BINARY)
+            folder, group = server.folder, server.pid
+            assert group is not None
+            assert processes(group) == 4
+        assert processes(group) == 1
+        assert not list(folder.glob("scorer-*"))
+        Scorers(server, Trust(("tests.contract.",))).open(model, BINARY)
+    until("the end of those that were open", lambda: processes(group) == 0)
     assert not folder.exists()
 
 
@@ -413,12 +420,13 @@ def test_a_teams_own_types_come_from_its_trainers_module_read_in_a_scorer(tmp_pa
     )
     model = saved(tmp_path / "model", Acting(""), own=("tests.contract.",))
     with (
-        Scorers(dict(os.environ), Trust()) as mine,
+        ForkServer(os.environ) as server,
+        Scorers(server, Trust()) as mine,
         pytest.raises(UnusableModel, match=r"not trusted: tests\.contract"),
     ):
         mine.open(model, BINARY)
     trust = Trust(trainer="our_trainers:train", code=str(tmp_path / "code"))
-    with Scorers({**os.environ, "DRIFTD_SECRET": "s3cret"}, trust) as mine:
+    with ForkServer({**os.environ, "DRIFTD_SECRET": "s3cret"}) as server, Scorers(server, trust) as mine:
         assert mine.own_types() == ("our_trainers.", "tests.contract.test_scorer.Acting", "none")
         assert len(mine.open(model, BINARY).predictions(FRAME, BINARY).values) == len(FRAME)
     assert own_types(crafted) == ("tests.",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from retrain.registry import Registry
 from retrain.scorer import Scorers
 from retrain.servability import smoke_test
 from retrain.trainer import TrainContext
+from tests.jobs import fork_server
 from tests.retrain_data import BINARY, outcomes, spec, trains_logistic
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -24,7 +24,7 @@ HOLDOUT = outcomes(100)
 
 @pytest.fixture(scope="module")
 def scorers() -> Iterator[Scorers]:
-    with Scorers(dict(os.environ)) as found:
+    with Scorers(fork_server()) as found:
         yield found
 
 

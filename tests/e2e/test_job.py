@@ -29,7 +29,7 @@ from retrain.reproduce import reproduce
 from retrain.retry import Backoff
 from retrain.states import JobState
 from retrain.store import AliasMove, Store
-from tests.jobs import LOGISTIC, drive, first_champion, kill_at, runs, store_of, submit, versions
+from tests.jobs import LOGISTIC, drive, first_champion, fork_server, kill_at, runs, store_of, submit, versions
 from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 
 pytestmark = pytest.mark.filterwarnings(
@@ -163,14 +163,14 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     job = store.get("job-1")
     settings = job.result["search"]["parameters"]
     assert settings, job.result["search"]
-    found = reproduce(job, tmp_path / "again", dict(os.environ))
+    found = reproduce(job, tmp_path / "again", fork_server())
     assert found.same
     assert {c.what: c.same for c in (*found.causes, *found.results)} == dict.fromkeys(
         ("rows", "code", "packages", "metrics", "predictions"), True
     )
     assert "300 of 300 answers; scores differ by 0 at most" in [c.detail for c in found.results]
     with pytest.raises(Refused, match="is there already: choose another --folder"):
-        reproduce(job, tmp_path / "again", dict(os.environ))
+        reproduce(job, tmp_path / "again", fork_server())
     searches = sorted(p.parent.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("search.json"))
     assert searches == ["artifacts", "jobs"], "neither the refit nor the rebuilt job has searched again"
     found_by_run = store.find_by_run(job.result["run_id"])
@@ -178,7 +178,7 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     assert found_by_run.id == "job-1"
 
     other = replace(job, spec=replace(job.spec, config=job.spec.config.model_copy(update={"trainer": LOGISTIC})))
-    changed = reproduce(other, tmp_path / "other", dict(os.environ))
+    changed = reproduce(other, tmp_path / "other", fork_server())
     assert not changed.same
     assert {c.what for c in (*changed.causes, *changed.results) if not c.same} == {
         "code", "metrics", "predictions"
@@ -187,7 +187,7 @@ def test_a_job_is_reproduced_from_its_lake_version(tmp_path: Path) -> None:
     for file in (tmp_path / "outcomes").rglob("*.parquet"):
         file.unlink()  # as vacuum does
     with pytest.raises(Refused, match=r"version 0 of .*outcomes cannot be read; is it older than"):
-        reproduce(job, tmp_path / "gone", dict(os.environ))
+        reproduce(job, tmp_path / "gone", fork_server())
 
 
 def test_while_a_model_is_paused_its_job_trains_and_the_promotion_waits(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_trainer_that_raises_fails_the_job_and_its_run(tmp_path: Path) -> None
     assert store.get("job-1").error == "the trainer raised ValueError: no such luck"
     assert runs(wanted)[0]["driftd.decision"] == "failed"
     with pytest.raises(Refused, match="job job-1 is failed: it judged no challenger"):
-        reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
+        reproduce(store.get("job-1"), tmp_path / "again", fork_server())
 
 
 def test_what_is_promoted_has_seen_every_row_and_its_reference_had_not(tmp_path: Path) -> None:

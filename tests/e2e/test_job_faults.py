@@ -30,7 +30,18 @@ from retrain.retry import Backoff
 from retrain.spec import JobSpec
 from retrain.states import JobState
 from retrain.store import Store
-from tests.jobs import LOGISTIC, drive, first_champion, freeze_at, kill_at, runs, store_of, submit, versions
+from tests.jobs import (
+    LOGISTIC,
+    drive,
+    first_champion,
+    fork_server,
+    freeze_at,
+    kill_at,
+    runs,
+    store_of,
+    submit,
+    versions,
+)
 from tests.mlflow_server import MlflowServer
 from tests.proxy import Proxy
 from tests.retrain_data import NOW, outcomes, spec, write
@@ -316,7 +327,7 @@ def test_labels_corrected_after_the_decision_change_the_watch_not_the_decision(t
     assert {k: after[k] for k in ("gates", "snapshot", "challenger", "version")} == {
         k: judged[k] for k in ("gates", "snapshot", "challenger", "version")
     }
-    rebuilt = reproduce(store.get("job-1"), tmp_path / "again", dict(os.environ))
+    rebuilt = reproduce(store.get("job-1"), tmp_path / "again", fork_server())
     assert rebuilt.same, list(rebuilt.to_words())
     served = outcomes(250, seed=2, version="2", start=TODAY + timedelta(days=1), flipped=True)
     write(tmp_path / "outcomes", served[:150])

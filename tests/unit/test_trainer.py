@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import retrain.trainers
-from retrain.isolation import LOG_BYTES
+from retrain.isolation.apart import LOG_BYTES
+from retrain.isolation.forkserver import ForkServer
 from retrain.model_files import UnusableModel, load_model
 from retrain.provenance import source_of
+from retrain.recipe import Recipe
 from retrain.trainer import FailureKind, Trained, TrainingFailed, run_trainer
 from tests.daemons import until
 from tests.retrain_data import outcomes, spec
@@ -22,11 +26,22 @@ from tests.retrain_data import outcomes, spec
 ENVIRONMENT = dict(os.environ) | {"SECRET": "hush", "ALLOWED": "yes"}
 
 
+@cache
+def server() -> ForkServer:
+    found = ForkServer(ENVIRONMENT)
+    atexit.register(found.close)
+    return found
+
+
+def run_in_a_job(recipe: Recipe, rows: Path, folder: Path) -> None:
+    run_trainer(recipe, rows, folder, ForkServer(os.environ))
+
+
 def run(folder: Path, trainer: str, **config: Any) -> Trained | TrainingFailed:
     wanted = spec(folder, trainer=f"tests.retrain_data:{trainer}", environment=("ALLOWED",), **config)
     wanted.job_dir.mkdir(parents=True)
     outcomes(300).write_parquet(wanted.job_dir / "train.parquet")
-    return run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT)
+    return run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, server())
 
 
 @pytest.mark.parametrize(
@@ -75,7 +90,7 @@ def test_a_job_told_to_end_stops_its_trainer_and_the_trainers_children(tmp_path:
         stopping.set()
 
     threading.Thread(target=stop_when_running, daemon=True).start()
-    failed = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT, stopping)
+    failed = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, server(), stopping)
     assert isinstance(failed, TrainingFailed)
     assert failed.kind is FailureKind.STOPPED
     assert not [pid for pid in pid_file.read_text().split() if Path(f"/proc/{pid}").exists()]
@@ -88,7 +103,7 @@ def test_a_trainer_finds_its_rows_and_no_others_wherever_it_looks(tmp_path: Path
     for name in ("train", "holdout", "reference"):
         outcomes(300).write_parquet(wanted.job_dir / f"{name}.parquet")
     rows, apart = wanted.job_dir / "train.parquet", tmp_path / "other" / "disk"
-    failed = run_trainer(wanted.recipe, rows, wanted.job_dir, ENVIRONMENT, scratch=str(apart))
+    failed = run_trainer(wanted.recipe, rows, wanted.job_dir, server(), scratch=str(apart))
     assert isinstance(failed, TrainingFailed)
     assert failed.message == "the trainer raised RuntimeError: found: train.parquet"
     assert not list(apart.iterdir()), "nothing is left of it"
@@ -123,7 +138,7 @@ def test_a_trainers_module_is_found_beside_the_configuration_and_replaces_none(t
     wanted = replace(spec(tmp_path, trainer="our_trainers:train"), code=str(code))
     wanted.job_dir.mkdir(parents=True)
     outcomes(300).write_parquet(wanted.job_dir / "train.parquet")
-    trained = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, ENVIRONMENT)
+    trained = run_trainer(wanted.recipe, wanted.job_dir / "train.parquet", wanted.job_dir, server())
     assert isinstance(trained, Trained), trained
     assert source_of("our_trainers:train", str(code)) == code / "our_trainers.py"
     assert source_of("retrain.trainers.default:train") == Path(retrain.trainers.__file__).parent / "default.py"
@@ -168,8 +183,7 @@ def test_a_command_ends_with_the_job_that_is_killed(tmp_path: Path) -> None:
     script = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     recipe = spec(tmp_path, command=[sys.executable, "-c", script]).recipe
     outcomes(300).write_parquet(rows)
-    arguments = (recipe, rows, tmp_path, dict(os.environ))
-    job = multiprocessing.get_context("spawn").Process(target=run_trainer, args=arguments)
+    job = multiprocessing.get_context("spawn").Process(target=run_in_a_job, args=(recipe, rows, tmp_path))
     job.start()
     try:
         running = int(until("the command", lambda: pid.exists() and pid.read_text()))
