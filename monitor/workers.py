@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,7 @@ _LOST = Failed("its process was lost: killed, or out of memory", lost=True)
 
 class Workers:
     """`count` processes, started with the first task. `timeout` bounds one task in seconds, `memory` the address space
-    of a process in bytes."""
+    of a process in bytes: such a one begins with nothing loaded. The others are children of one that has Evidently."""
 
     def __init__(self, count: int, timeout: float = 600.0, memory: int | None = None):
         self._count = count
@@ -83,11 +82,10 @@ class Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            context = multiprocessing.get_context("forkserver" if self._memory is None else "spawn")
+            context.set_forkserver_preload(["monitor.measure.preloaded"])
             self._pool = ProcessPoolExecutor(
-                self._count,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_become_worker,
-                initargs=(os.getpid(), self._memory),
+                self._count, mp_context=context, initializer=_become_worker, initargs=(self._memory,)
             )
         return self._pool
 
@@ -108,7 +106,7 @@ class Workers:
                 process.kill()
 
 
-def _become_worker(parent: int, memory: int | None) -> None:
+def _become_worker(memory: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
@@ -120,10 +118,11 @@ def _become_worker(parent: int, memory: int | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words are no lines of the log
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     Path("/proc/self/oom_score_adj").write_text("500")  # before the daemon itself
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(0)

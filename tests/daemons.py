@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -246,18 +247,13 @@ class Daemon:
         return self.log.read_text(encoding="utf-8", errors="replace")[-4000:]
 
     def workers(self) -> list[int]:
-        """Process ids of its measuring processes."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.pid:
-                try:
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    command = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if parent == self.pid and b"spawn_main" in command:
-                    found.append(int(entry.name))
-        return found
+        """Process ids of its measuring processes: children of a child of it."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if b"multiprocessing.forkserver" in (entry / "cmdline").read_bytes():
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        return [pid for pid, parent in parents.items() if parents.get(parent) == self.pid]
 
     # -- what it stored
 
