@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -21,11 +21,16 @@ import pytest
 from tests.broker import Broker, free_ports, missing_tools
 from tests.mlflow_server import MlflowServer
 from tests.postgres import PostgresServer, find_programs
+from tests.shared import shared
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
     from sqlalchemy import Engine
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small data: threads only wait for each other
+LONG = {"tests/worlds/test_worlds.py"} | {
+    f"tests/e2e/test_{name}.py" for name in ("crash", "faults", "job", "job_faults", "serving", "trials")
+}
 SASL_USERS = {"driftd": "right-password"}
 
 
@@ -34,6 +39,24 @@ def pytest_configure() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import kafka  # noqa: F401  # for the effect
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to a worker whole; of these, whose tests are long and share nothing but servers, each test by itself."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file in LONG else file
+
+    return Scheduling(config, log)
+
+
+def of_the_run(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all workers of this run name alike."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
 
 
 def require(service: str, missing: list[str]) -> None:
@@ -102,8 +125,8 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaClus
         yield KafkaCluster(elsewhere, None)
         return
     require("Apache Kafka", missing_tools())
-    folder: Path = tmp_path_factory.mktemp("kafka")
-    with Broker(folder / "broker", sasl_users=SASL_USERS) as broker:
+    place = of_the_run(tmp_path_factory, "kafka")
+    with shared(place, lambda: Broker(place / "broker", sasl_users=SASL_USERS)) as broker:
         yield KafkaCluster(broker.bootstrap, broker)
 
 
@@ -125,15 +148,13 @@ def own_kafka(tmp_path: Path) -> Iterator[Callable[[], KafkaCluster]]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """One server for the whole run: tests take fresh databases."""
     programs = find_programs()
     require("PostgreSQL", [] if programs else ["pg_ctl"])
     assert programs is not None
-    server = PostgresServer(programs)
-    server.start()
-    yield server
-    server.stop()
+    with shared(of_the_run(tmp_path_factory, "postgres"), lambda: PostgresServer(programs)) as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -214,8 +235,7 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
 
 @pytest.fixture(scope="session")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One server for all tests of a worker: each gives its registered model a name of its own."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
+    """One server for the whole run: each test gives its registered model a name of its own."""
+    place = of_the_run(tmp_path_factory, "mlflow")
+    with shared(place, lambda: MlflowServer(place / "server")) as server:
+        yield server

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,6 +23,7 @@ class MlflowServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
 
     @property
     def uri(self) -> str:
@@ -36,6 +38,7 @@ class MlflowServer:
         env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four more processes, for what driftd does not use
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        self._pid = self._process.pid
         deadline = time.monotonic() + 90
         while not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -44,11 +47,21 @@ class MlflowServer:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        if self._process is None:
-            return
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
+        """Also one that another process has started (`tests.shared`)."""
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        self._process = self._pid = None
+
+    def leave(self) -> None:
+        """It is for another process to end it."""
+        if self._process is not None:
+            self._process.returncode = 0  # or Popen complains that it runs
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_process": None}
 
     def _answers(self) -> bool:
         try:

@@ -38,6 +38,9 @@ class PostgresServer:
         self._run("pg_ctl", "stop", "--mode=immediate", "-D", str(self._folder / "data"))
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def leave(self) -> None:
+        """It is for another process to end it, as any can."""
+
     def create_database(self) -> str:
         """The SQLAlchemy URL of a new, empty database."""
         name = f"t{uuid4().hex[:12]}"

@@ -22,7 +22,6 @@ from retrain.safeguards import Answer, Match
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 from retrain.spec import JobSpec
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small data: threads only wait for each other
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 FEATURES = (

@@ -21,6 +21,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.shared import end
+
 POM = Path(__file__).with_name("pom.xml")
 START_TIMEOUT = 60.0  # seconds; a cold start on two busy cores takes about ten
 
@@ -93,6 +95,8 @@ class Broker:
     sasl_users: dict[str, str] = field(default_factory=dict)
     heap: str = "512m"
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _pid: int | None = field(default=None, init=False)
+    """Of a broker that another process has started (`tests.shared`)."""
     _ports: list[int] = field(default_factory=lambda: free_ports(3), init=False)
 
     @property
@@ -128,6 +132,8 @@ class Broker:
     def stop(self) -> None:
         """End it in order; a broker that does not comply in 20 s is killed. Safe to call twice."""
         if self._process is None:
+            if self._pid is not None:
+                end(self._pid)
             return
         self._process.terminate()
         try:
@@ -136,12 +142,20 @@ class Broker:
             self.kill()
         self._process = None
 
+    def leave(self) -> None:
+        """It is for another process to end it."""
+        if self._process is not None:
+            self._process.returncode = 0  # or Popen complains that it runs
+
     def kill(self) -> None:
         """End it at once, as a power cut does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_process": None, "_pid": self._process and self._process.pid}
 
     def __enter__(self) -> Broker:
         self.start()

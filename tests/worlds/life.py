@@ -205,9 +205,9 @@ class Life:
             work = {k: v for k, v in found.items() if k.startswith(("driftd_windows_measured", "driftd_outcomes"))}
             if work != before:
                 ticks, before = ran, work
-            return ran >= ticks + 3
+            return ran >= ticks + 2
 
-        until("the daemon to have nothing to do", done, within=200)
+        until("the daemon to have nothing to do", done, within=200, every=0.4)
 
     @staticmethod
     def _is_parked(job: Mapping[str, Any]) -> bool:
