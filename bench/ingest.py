@@ -70,7 +70,7 @@ def _apart(who: str, bootstrap: str, topic: str) -> dict[str, float]:
 
 
 def _settings(bootstrap: str, topic: str) -> Any:
-    from monitor.sources import Stream
+    from monitor.kinds import Stream
     from monitor.sources.kafka import KafkaSettings
 
     return KafkaSettings(bootstrap, f"bench-{uuid4().hex[:8]}", {topic: Stream.PREDICTIONS})

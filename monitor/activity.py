@@ -7,27 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
+from monitor.kinds import ActivityKind
 from monitor.ledger import REQUESTED, Ledger
 from monitor.phases import Phase
 from retrain.states import JobState
 from retrain.store import Store
-
-
-class ActivityKind(StrEnum):
-    RULE_FIRED = "rule_fired"
-    RULE_RESOLVED = "rule_resolved"
-    RETRAIN_REQUESTED = "retrain_requested"
-    RETRAIN_SUPPRESSED = "retrain_suppressed"
-    SHADOW = "shadow"
-    AWAITING_APPROVAL = "awaiting_approval"
-    CANARY = "canary"
-    PROMOTED = "promoted"
-    REJECTED = "rejected"
-    FAILED = "failed"
-    ROLLED_BACK = "rolled_back"
-
 
 _STATES = {
     JobState.SHADOW: ActivityKind.SHADOW,

@@ -19,7 +19,8 @@ import structlog
 from grafana_api.grafana_api import GrafanaAPI, GrafanaException
 from sqlalchemy import Column, Engine, String, Table, delete, insert, select, update
 
-from monitor.activity import Activity, ActivityKind
+from monitor.activity import Activity
+from monitor.kinds import ActivityKind
 from monitor.metrics import Metrics
 from retrain.database import UtcDateTime, metadata, reading, writing
 

@@ -26,6 +26,7 @@ from monitor.evaluator import ModelEvaluator, lake_replaced
 from monitor.events import empty_frame
 from monitor.faults import Failed
 from monitor.ingest import Ingest, IngestPolicy, Writer
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
 from monitor.measure.cluster import Batch, measure_on_cluster
@@ -41,7 +42,6 @@ from monitor.outlets.webhook import Webhook
 from monitor.plan import ModelPlan, job_environment, job_storage_options, plans
 from monitor.reference_folders import take_over_references
 from monitor.sections import Config
-from monitor.sources import Stream
 from monitor.sources.build import build_source
 from monitor.state_folder import StateFolder
 from monitor.supervisor import SpecOf, Supervisor, job_history, serving_versions

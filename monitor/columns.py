@@ -12,11 +12,11 @@ from typing import assert_never
 
 import polars as pl
 
-from monitor.demo.world import WorldError, task_of
 from monitor.errors import ConfigError
 from monitor.explain import hint
 from monitor.reference import kind_of, to_lake_columns
 from monitor.tables import as_time, finite, without_gap_words
+from monitor.target import UnfitTable, task_of
 from retrain.leaks import as_text, auc, copy_of_label, strength
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 from retrain.trainers.default import MAX_CATEGORIES
@@ -74,7 +74,7 @@ def look(frame: pl.DataFrame, asked: Asked, *, source: str, model: str) -> Findi
     assert asked.target is not None
     try:
         task, label = task_of(finite(frame[asked.target]))
-    except (WorldError, pl.exceptions.PolarsError) as exc:
+    except (UnfitTable, pl.exceptions.PolarsError) as exc:
         raise ConfigError([f"--target: {exc}"]) from exc
     classes = () if task is Task.REGRESSION else tuple(sorted(label.drop_nulls().unique().to_list()))
     scores = _score_columns(frame, asked, task, classes)

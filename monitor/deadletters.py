@@ -14,8 +14,9 @@ from typing import Any
 import polars as pl
 
 from monitor.events import Limits, decode
+from monitor.kinds import Stream
 from monitor.lake import Conflict, Lake, Table, collect
-from monitor.sources import Records, Stream
+from monitor.sources import Records
 from retrain.schema import ModelSchema
 
 _CHUNK = 10_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from monitor.sources import Stream
+from monitor.kinds import Stream
 from retrain.names import shown_name
 from retrain.schema import LARGEST, Feature, FeatureKind, ModelSchema, Task
 

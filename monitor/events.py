@@ -33,8 +33,9 @@ from monitor.event_columns import (
     with_classes,
     with_names,
 )
-from monitor.rejects import Rejected, RejectReason
-from monitor.sources import Records, Stream
+from monitor.kinds import RejectReason, Stream
+from monitor.rejects import Rejected
+from monitor.sources import Records
 from retrain.schema import FeatureKind, ModelSchema, Task
 
 LEAF = 64

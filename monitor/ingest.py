@@ -19,10 +19,11 @@ import structlog
 
 from monitor.errors import TransientError
 from monitor.events import Decoded, Limits, decode
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
 from monitor.metrics import Metrics
 from monitor.rejects import Rejected, dead_letter_frame
-from monitor.sources import Records, Source, SourceRefused, Stream
+from monitor.sources import Records, Source, SourceRefused
 from retrain.schema import ModelSchema
 
 log = structlog.get_logger()

@@ -13,13 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from monitor.activity import ActivityKind
 from monitor.faults import UnitKind
+from monitor.kinds import ActivityKind, RejectReason, Stream
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.phases import Phase
-from monitor.rejects import RejectReason
 from monitor.rules import Rule
-from monitor.sources import Stream
 from monitor.triggers import Suppressed, SuppressReason
 from retrain.request import RetrainRequest, TriggerKind
 from retrain.states import JobState

@@ -5,27 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 
 import polars as pl
 
-from monitor.sources import Stream
-
-
-class RejectReason(StrEnum):
-    EMPTY = "empty"
-    TOO_LARGE = "too_large"
-    NOT_JSON = "not_json"
-    NOT_AN_OBJECT = "not_an_object"
-    NO_ID = "no_id"
-    NO_MODEL = "no_model"
-    UNKNOWN_MODEL = "unknown_model"
-    NO_TIMESTAMP = "no_timestamp"
-    TOO_OLD = "too_old"
-    IN_FUTURE = "in_future"
-    NO_PREDICTION = "no_prediction"
-    NO_LABEL = "no_label"
-    UNREADABLE = "unreadable"
+from monitor.kinds import RejectReason, Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from monitor.sources import Stream
+from monitor.kinds import Stream
 from retrain.schema import FeatureKind, ModelSchema, Task
 
 

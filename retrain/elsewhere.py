@@ -11,16 +11,15 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 import structlog
 
 from retrain.context import CONTROL, MLFLOW, JobContext
+from retrain.engine import Engine, Order, Phase, Refused, Seen
 from retrain.errors import TransientError
 from retrain.handover import Stage, hand_over, remove_handed_over, take_back
 from retrain.recipe import Recipe
@@ -32,59 +31,6 @@ MOST_STARTS = 3
 """Of one training, when machines are lost under it."""
 MOST_REFUSALS = 5
 """Times in a row that the other side may refuse to say how a training is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What the other side is told. `key` names this start: the same key again is the same training. `asked`: when
-    a process before this one has asked for it (seconds since 1970); None: none has."""
-
-    key: str
-    job: str
-    model: str
-    stage: Stage
-    run_id: str
-    tracking_uri: str
-    asked: float | None
-
-
-class Phase(StrEnum):
-    RUNNING = "running"
-    ENDED = "ended"
-    FAILED = "failed"
-    LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """`LOST`: it ended by trouble of its machine; `FAILED`: by itself."""
-
-    phase: Phase
-    detail: str = ""
-
-
-class Engine(Protocol):
-    """Where trainings run. Every call raises TransientError while the other side is away."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def poll_every(self) -> float: ...
-
-    def start(self, order: Order) -> str:
-        """Start it, or find what was started by this key; the id it is asked about by. Raises Refused."""
-
-    def look(self, order: Order, started: str) -> Seen: ...
-
-    def cancel(self, order: Order, started: str) -> None: ...
-
-    def log_tail(self, order: Order, started: str) -> str:
-        """The end of what it printed, empty if it cannot be had."""
-
-
-class Refused(Exception):
-    """The other side does not take this training, now or later; the text says why, without a secret."""
 
 
 def train_elsewhere(

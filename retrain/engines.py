@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrain.elsewhere import Engine
+from retrain.engine import Engine
 from retrain.spec import JobSpec
 
 

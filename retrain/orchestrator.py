@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import requests
 
-from retrain.elsewhere import Order, Phase, Refused, Seen
+from retrain.engine import Order, Phase, Refused, Seen
 from retrain.engine_config import CallConfig, OrchestratorConfig
 from retrain.errors import ConfigError, TransientError
 from retrain.spec import JobSpec

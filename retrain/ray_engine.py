@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from retrain.elsewhere import Order, Phase, Refused, Seen
+from retrain.engine import Order, Phase, Refused, Seen
 from retrain.engine_config import RayConfig
 from retrain.errors import TransientError
 

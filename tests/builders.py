@@ -10,8 +10,9 @@ from typing import Any
 import polars as pl
 
 from monitor.events import Decoded, Limits, decode
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
-from monitor.sources import Records, Stream
+from monitor.sources import Records
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from monitor.sources import Stream
+from monitor.kinds import Stream
 from tests.daemons import MODEL
 
 POISON_EVERY = 97

@@ -23,8 +23,8 @@ from monitor.errors import ConfigError
 from monitor.event_columns import UTC_US
 from monitor.events import Limits, decode, empty_frame
 from monitor.join import first_predictions, last_labels
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
-from monitor.sources import Stream
 from monitor.sources.files import FileSettings, FileSource
 from monitor.windows import window_start
 from retrain.schema import ModelSchema, Task

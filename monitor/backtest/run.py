@@ -22,13 +22,14 @@ from monitor.backtest.replay import Measured, RecordedRows, Replay, Replayed
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import Trainings, Version, first_version
 from monitor.config import from_dict, load
-from monitor.demo.world import World, WorldError, recorded
+from monitor.demo.world import World, recorded
 from monitor.errors import ConfigError
 from monitor.events import Limits
 from monitor.explain import hint
 from monitor.lake import Lake
 from monitor.plan import ModelPlan, plans
 from monitor.sections import DEFAULT_RULES
+from monitor.target import UnfitTable
 from retrain.schema import Task
 
 WINDOWS = 200
@@ -175,7 +176,7 @@ def of_table(options: Options, folder: Path) -> tuple[list[Setting], History]:
     assert options.stream is not None and options.target is not None
     try:
         world = recorded(options.stream, options.target, options.drop)
-    except (WorldError, OSError) as exc:
+    except (UnfitTable, OSError) as exc:
         raise ConfigError([str(exc)]) from exc
     rows = world.frame.height
     window_rows = options.window_rows or max(WINDOW_ROWS[0], min(WINDOW_ROWS[1], rows // WINDOWS))

@@ -25,10 +25,11 @@ from rich.console import Console
 from monitor.config import LoadedConfig, load
 from monitor.demo.actors import customers, daemon_process, scoring_service
 from monitor.demo.stage import DemoOptions, Stage, set_up
-from monitor.demo.world import WorldError, invented, recorded
+from monitor.demo.world import invented, recorded
 from monitor.lake import Lake, Table
 from monitor.measurement import Measure
 from monitor.plan import plans
+from monitor.target import UnfitTable
 
 SETTLE_WITHIN = 120.0
 """Seconds the daemon may take over a window of events before the demo gives up."""
@@ -44,7 +45,7 @@ def tell(options: DemoOptions) -> None:
     console = Console(highlight=False, soft_wrap=True)
     try:
         world = invented() if options.stream is None else recorded(options.stream, str(options.target), options.drop)
-    except (WorldError, OSError) as exc:
+    except (UnfitTable, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
     stage = set_up(world, options)
     console.print(f"[bold]driftd demo[/bold] · {world.name}: {world.schema.task.value}, "

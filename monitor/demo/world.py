@@ -12,13 +12,8 @@ import numpy as np
 import polars as pl
 
 from monitor.reference import kind_of
+from monitor.target import UnfitTable, task_of
 from retrain.schema import Feature, FeatureKind, ModelSchema, Task
-
-MAX_CLASSES = 20
-
-
-class WorldError(ValueError):
-    """The table cannot be used; the text names the column and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
     frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema_length=None)
     for column in (target, *drop):
         if column not in frame.columns:
-            raise WorldError(f"{path.name} has no column {column!r}; it has {', '.join(frame.columns)}")
+            raise UnfitTable(f"{path.name} has no column {column!r}; it has {', '.join(frame.columns)}")
     task, label = task_of(frame[target])
     features, columns, notes = [], [], []
     for series in frame.drop(target, *drop):
@@ -93,7 +88,7 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
         features.append(feature)
         columns.append(_typed(series, kind).alias(feature.column))
     if not features:
-        raise WorldError(f"{path.name}: no feature column is left")
+        raise UnfitTable(f"{path.name}: no feature column is left")
     classes = tuple(sorted(label.drop_nulls().unique().to_list())) if task is not Task.REGRESSION else ()
     name = path.name.split(".")[0]
     schema = ModelSchema(
@@ -105,25 +100,6 @@ def recorded(path: Path, target: str, drop: tuple[str, ...]) -> World:
     )
     metric = "mae" if task is Task.REGRESSION else "balanced_accuracy"
     return World(name, pl.DataFrame([*columns, label.alias("label")]), schema, metric, tuple(notes))
-
-
-def task_of(target: pl.Series) -> tuple[Task, pl.Series]:
-    """The task that a column of truths asks for, and the column as labels. Raises WorldError when there is none."""
-    known = target.drop_nulls()
-    if known.dtype.is_float():
-        target = target.fill_nan(None)
-        known = target.drop_nulls()
-    distinct = known.n_unique()
-    if distinct < 2:
-        raise WorldError(f"target {target.name!r} has {distinct} distinct value(s): nothing to predict")
-    if known.dtype.is_numeric():
-        whole = known.dtype.is_integer() or bool((known == known.round()).all())
-        if not whole or distinct > MAX_CLASSES:
-            return Task.REGRESSION, target.cast(pl.Float64)
-        target = target.cast(pl.Int64)
-    elif distinct > MAX_CLASSES:
-        raise WorldError(f"target {target.name!r} has {distinct} classes; at most {MAX_CLASSES} are supported here")
-    return (Task.BINARY if distinct == 2 else Task.MULTICLASS), target.cast(pl.String)
 
 
 def _typed(series: pl.Series, kind: FeatureKind) -> pl.Series:

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from monitor.errors import TransientError
-
-
-class Stream(StrEnum):
-    PREDICTIONS = "predictions"
-    LABELS = "labels"
+from monitor.kinds import Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from monitor.kinds import Stream
 from monitor.metrics import Metrics
 from monitor.sections import Config
-from monitor.sources import Source, Stream
+from monitor.sources import Source
 
 
 def build_source(config: Config, metrics: Metrics) -> Source:

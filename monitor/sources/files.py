@@ -32,7 +32,8 @@ import structlog
 
 from monitor.errors import TransientError
 from monitor.faults import Failed
-from monitor.sources import Records, Stream
+from monitor.kinds import Stream
+from monitor.sources import Records
 from monitor.sources.parquet_rows import (
     KEPT_OF_OVERSIZED,
     MEMORY,

@@ -25,7 +25,8 @@ from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
 from monitor.errors import TransientError
-from monitor.sources import Records, SourceRefused, Stream
+from monitor.kinds import Stream
+from monitor.sources import Records, SourceRefused
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from monitor.activity import Activity, ActivityKind
+from monitor.activity import Activity
 from monitor.judging import RuleRecord
+from monitor.kinds import ActivityKind
 from monitor.measure.scores import SCORES, Better
 from monitor.measurement import Measure
 from monitor.phases import Phase

@@ -15,7 +15,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from monitor.errors import TransientError
-from monitor.sources import Records, SourceRefused, Stream
+from monitor.kinds import Stream
+from monitor.sources import Records, SourceRefused
 from monitor.sources.kafka import KafkaObserver, KafkaSettings, KafkaSource
 from tests.conftest import SASL_USERS, KafkaCluster
 

@@ -21,7 +21,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from monitor.config import from_dict
 from monitor.errors import ConfigError
-from retrain.elsewhere import MOST_REFUSALS, Order, Phase, Refused
+from retrain.elsewhere import MOST_REFUSALS
+from retrain.engine import Order, Phase, Refused
 from retrain.engine_config import OrchestratorConfig
 from retrain.errors import TransientError
 from retrain.frame import features_frame

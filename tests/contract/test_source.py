@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.sources import Records, Source, Stream
+from monitor.kinds import Stream
+from monitor.sources import Records, Source
 from monitor.sources.files import FileSettings, FileSource
 from monitor.sources.kafka import KafkaSettings, KafkaSource
 from tests.conftest import KafkaCluster

@@ -16,7 +16,7 @@ from monitor.lake import Lake, Table
 from monitor.measure.cluster import Batch, measure_on_cluster
 from monitor.measure.worker import MeasureTask, measure
 from monitor.workers import Workers
-from retrain.elsewhere import Order, Phase
+from retrain.engine import Order, Phase
 from retrain.engine_config import EngineConfig, RayConfig
 from retrain.errors import TransientError as JobTrouble
 from retrain.handover import Stage

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from monitor.activity import ActivityKind, activities
+from monitor.activity import activities
+from monitor.kinds import ActivityKind
 from monitor.ledger import Ledger, Round
 from monitor.metrics import Metrics
 from monitor.observer import Observer

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from monitor.activity import Activity, ActivityKind, activities
+from monitor.activity import Activity, activities
 from monitor.annotations import (
     MAX_AGE,
     OVERLAP,
@@ -28,6 +28,7 @@ from monitor.annotations import (
 )
 from monitor.config import from_dict
 from monitor.errors import ConfigError
+from monitor.kinds import ActivityKind
 from monitor.ledger import Ledger, Round
 from monitor.metrics import Metrics
 from monitor.phases import Phase, Transition

@@ -8,9 +8,9 @@ import pytest
 
 from monitor.deadletters import Replayed, count_dead_letters, list_dead_letters, replay
 from monitor.events import decode
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
 from monitor.rejects import dead_letter_frame
-from monitor.sources import Stream
 from retrain.schema import ModelSchema
 from tests.builders import BINARY, DAY, HOUR, MULTICLASS, NOW, label, limits, message, prediction, records, stored
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from monitor.demo.world import WorldError, invented, recorded
+from monitor.demo.world import invented, recorded
+from monitor.target import UnfitTable
 from retrain.schema import FeatureKind, Task
 
 
@@ -56,7 +57,7 @@ def test_column_without_values_is_left_out_and_named(tmp_path: Path) -> None:
     [("z", (), "has no column 'z'; it has x, y"), ("y", ("w",), "has no column 'w'"), ("x", (), "1 distinct value")],
 )
 def test_unusable_table_is_named(tmp_path: Path, target: str, drop: tuple[str, ...], message: str) -> None:
-    with pytest.raises(WorldError, match=message):
+    with pytest.raises(UnfitTable, match=message):
         recorded(table(tmp_path, x=[1, 1], y=["p", "q"]), target, drop)
 
 

@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator
 
 import monitor
 from monitor.events import SAMPLE_EVERY, decode, empty_frame
-from monitor.rejects import RejectReason, dead_letter_frame
-from monitor.sources import Stream
+from monitor.kinds import RejectReason, Stream
+from monitor.rejects import dead_letter_frame
 from tests.builders import BINARY, MULTICLASS, NOW, REGRESSION, decoded, label, limits, message, prediction, records
 
 P, L = Stream.PREDICTIONS, Stream.LABELS

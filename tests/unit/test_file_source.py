@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 
 from monitor.errors import TransientError
-from monitor.sources import Records, Stream
+from monitor.kinds import Stream
+from monitor.sources import Records
 from monitor.sources.files import FileObserver, FileSettings, FileSource
 from monitor.sources.parquet_rows import MEMORY, open_below
 

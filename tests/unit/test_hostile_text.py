@@ -23,12 +23,13 @@ from monitor.cli import main
 from monitor.config import LoadedConfig, load
 from monitor.evaluator import ModelEvaluator
 from monitor.ingest import IngestPolicy, Writer
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
 from monitor.ledger import Ledger
 from monitor.measure.worker import measure
 from monitor.metrics import Metrics
 from monitor.plan import plans
-from monitor.sources import Records, Stream
+from monitor.sources import Records
 from monitor.triggers import JobHistory
 from monitor.units import Units
 from monitor.web.page import render

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from monitor.errors import TransientError
 from monitor.ingest import Ingest, IngestPolicy, Writer
+from monitor.kinds import Stream
 from monitor.lake import Lake, Table
 from monitor.metrics import Metrics
-from monitor.sources import Records, Stream
+from monitor.sources import Records
 from tests.builders import BINARY, HOUR, NOW, label, message, prediction, records, stored
 
 P, L = Stream.PREDICTIONS, Stream.LABELS

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitor.kinds import RejectReason
 from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import SERIES_BUDGET, Metrics
 from monitor.phases import Phase
-from monitor.rejects import RejectReason
 from monitor.rules import Rule, Severity
 from monitor.triggers import SuppressReason
 from retrain.states import JobState
