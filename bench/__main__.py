@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.doc import rewrite
-from retrain.files import write_whole
+from retrain.base.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -20,10 +20,10 @@ import numpy as np
 import polars as pl
 
 from bench.doc import rewrite
-from monitor.measure._scored import compute, scored_rows
-from monitor.measure.estimate import Estimate, Estimator, estimate, fit_estimator
-from monitor.measure.scores import metrics_for
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from monitor.measure.estimate.without_labels import Estimate, Estimator, estimate, fit_estimator
+from monitor.measure.performance._scored import compute, scored_rows
+from monitor.measure.performance.scores import metrics_for
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "estimates.json"

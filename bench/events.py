@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 MODEL, VERSION = "bench", "7"
 NUMBERS = ("amount", "balance", "hour", "age_days", "velocity", "distance", "tenure", "risk")

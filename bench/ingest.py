@@ -70,8 +70,8 @@ def _apart(who: str, bootstrap: str, topic: str) -> dict[str, float]:
 
 
 def _settings(bootstrap: str, topic: str) -> Any:
-    from monitor.kinds import Stream
-    from monitor.sources.kafka import KafkaSettings
+    from monitor.base.kinds import Stream
+    from monitor.intake.sources.kafka import KafkaSettings
 
     return KafkaSettings(bootstrap, f"bench-{uuid4().hex[:8]}", {topic: Stream.PREDICTIONS})
 
@@ -81,8 +81,8 @@ def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
     from kafka import KafkaConsumer, TopicPartition
 
     from bench.kafka import PARTITIONS
-    from monitor.sections import SourceConfig
-    from monitor.sources.kafka import _options
+    from monitor.config.sections import SourceConfig
+    from monitor.intake.sources.kafka import _options
 
     options = _options(_settings(bootstrap, topic)) | {"auto_offset_reset": "earliest", "group_id": None}
     consumer = KafkaConsumer(**options)
@@ -100,18 +100,18 @@ def bare(bootstrap: str, topic: str, count: int) -> dict[str, float]:
 
 
 def ours(bootstrap: str, topic: str, count: int) -> dict[str, float]:
-    """The daemon's own ingest, as `monitor.build` wires it, until all of it is committed."""
-    from monitor.runtime import tune_process
+    """The daemon's own ingest, as `monitor.running.build` wires it, until all of it is committed."""
+    from monitor.base.runtime import tune_process
 
     tune_process()
     from bench.events import MODEL, SCHEMA
-    from monitor.ingest import Ingest, IngestPolicy, Writer
-    from monitor.lake import Lake
+    from monitor.config.sections import SourceConfig
+    from monitor.intake.ingest import Ingest, IngestPolicy, Writer
+    from monitor.intake.sources import Records
+    from monitor.intake.sources.kafka import KafkaSource
+    from monitor.lake.lake import Lake
     from monitor.metrics import Metrics
-    from monitor.sections import SourceConfig
-    from monitor.sources import Records
-    from monitor.sources.kafka import KafkaSource
-    from retrain.logs import configure_logs
+    from retrain.base.logs import configure_logs
 
     clock, stop = _Clock(), threading.Event()
     measured: dict[str, float] = {}
@@ -164,7 +164,7 @@ def _stored(lake: Any) -> int:
     import polars as pl
 
     from bench.events import MODEL
-    from monitor.lake import Table
+    from monitor.lake.lake import Table
 
     rows = lake.scan(Table.PREDICTIONS, MODEL)
     return int(rows.select(pl.len()).collect().item())

@@ -17,7 +17,7 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.say import Say, quietly
-from monitor.config import from_dict
+from monitor.config.loading import from_dict
 from tests import measured_world as made
 from tests.daemons import Daemon, until
 
@@ -63,7 +63,7 @@ def _row(what: str, taken: list[float]) -> dict[str, Any]:
 
 
 def _daemon(folder: Path, say: Say) -> Daemon:
-    from monitor.lake import Lake
+    from monitor.lake.lake import Lake
 
     os.environ["DRIFTD_TEST_TOKEN"] = "bench"
     names = [f"model-{n}" for n in range(MODELS)]

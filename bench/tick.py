@@ -22,21 +22,21 @@ import polars as pl
 
 from bench.events import MODEL, SCHEMA, VERSION, columns
 from bench.say import Say, quietly
-from monitor.config import from_dict
-from monitor.evaluator import ModelEvaluator
-from monitor.lake import Lake, Table
-from monitor.ledger import Ledger
+from monitor.base.workers import Workers
+from monitor.config.loading import from_dict
+from monitor.config.plan import ModelPlan, plans
+from monitor.decide.evaluator import ModelEvaluator
+from monitor.decide.ledger import Ledger
+from monitor.decide.units import Units
+from monitor.jobs.supervisor import job_history
+from monitor.lake.lake import Lake, Table
+from monitor.lake.matching import OutcomeWriter
+from monitor.lake.progress import DRIFT, PERFORMANCE
+from monitor.measure.measurement_table import to_rows
 from monitor.measure.worker import MeasureResult, measure
-from monitor.measurement import Measure, Measurement, WindowKey
-from monitor.measurement_table import to_rows
 from monitor.metrics import Metrics
-from monitor.outcomes import OutcomeWriter
-from monitor.plan import ModelPlan, plans
-from monitor.progress import DRIFT, PERFORMANCE
-from monitor.supervisor import job_history
-from monitor.units import Units
-from monitor.workers import Workers
-from retrain.store import open_store
+from monitor.rules.measurement import Measure, Measurement, WindowKey
+from retrain.control.store import open_store
 
 DAYS, ROWS_PER_DAY, COMMITS_PER_DAY = (1, 30), 100_000, 5
 NEW_ROWS, TICKS, WARM_UP = 5_000, 8, 3

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 
 from monitor.measure._evidently import load, quiet
-from monitor.measure.drift import measure_drift
-from monitor.measure.methods import default_method
-from monitor.measure.quality import measure_quality
-from monitor.reference import prepare
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from monitor.measure.data_quality import measure_quality
+from monitor.measure.drift.compare import measure_drift
+from monitor.measure.drift.methods import default_method
+from monitor.measure.reference import prepare
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 NUMBERS, CATEGORIES, ROWS, REPEATS = 14, 6, 10_000, 5
 

@@ -1,26 +1,30 @@
 """Writes the reference pages that are made from code: `python docs/generate.py [--check]`.
 
-docs/configuration.md comes from monitor/sections.py and retrain/config.py, docs/metrics.md from monitor/metrics.py.
+docs/configuration.md comes from monitor/config/sections.py and retrain/config/settings.py, docs/metrics.md from
+monitor/metrics.py.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import grimp
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from monitor.measure.methods import METHODS
+from monitor.config.sections import Config
+from monitor.measure.drift.methods import METHODS
 from monitor.metrics import Metrics
-from monitor.rules import ForWindows
-from monitor.sections import Config
-from retrain.fields import Secret, format_duration
+from monitor.rules.rules import ForWindows
+from retrain.terms.fields import Secret, format_duration
 from serving.settings import ServiceSettings
 
 HERE = Path(__file__).parent
@@ -160,7 +164,58 @@ def _families(registry: Any) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             yield family.name + suffix, family.type, tuple(names), family.documentation
 
 
-PAGES = {"configuration.md": configuration, "metrics.md": metrics}
+ROOMS_BEGIN, ROOMS_END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
+
+
+def architecture() -> str:
+    """The page as it is, with its rooms as they are."""
+    page = (HERE / "architecture.md").read_text()
+    graph = grimp.build_graph("monitor", "retrain", "serving", cache_dir=None)
+    parts = []
+    for package in ("monitor", "retrain"):
+        rooms = _rooms(package)
+        parts.append(f"\n### {package}/\n\n| room | |\n|---|---|\n")
+        parts += [f"| `{name}` | {text} |\n" for name, text in rooms.items()]
+        parts.append("\n```mermaid\nflowchart TD\n")
+        parts += [f"    {package}_{a}[{a}] --> {package}_{b}[{b}]\n" for a, b in _arrows(graph, package, list(rooms))]
+        parts.append("```\n")
+    before, after = page.split(ROOMS_BEGIN)[0], page.split(ROOMS_END)[1]
+    return f"{before}{ROOMS_BEGIN}\n{''.join(parts)}\n{ROOMS_END}{after}"
+
+
+def _rooms(package: str) -> dict[str, str]:
+    """Room -> what its first line says, top to bottom as import-linter has them."""
+    contracts = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(c["layers"] for c in contracts if c.get("containers") == [package])
+    found = {}
+    for name in (name.strip() for line in layers for name in line.split("|")):
+        folder = HERE.parent / package / name
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+        found[name] = " ".join(text.split("\n\n")[0].split())
+    return found
+
+
+def _arrows(graph: grimp.ImportGraph, package: str, rooms: list[str]) -> Iterator[tuple[str, str]]:
+    """Who imports whom, without what goes over another room as well."""
+    direct = {(a, b) for a in rooms for b in rooms if a != b and _imports(graph, f"{package}.{a}", f"{package}.{b}")}
+    reach = {a: {b for x, b in direct if x == a} for a in rooms}
+    for a in reversed(rooms):  # lower rooms first: what they reach is known
+        reach[a] |= {c for b in reach[a] for c in reach[b]}
+    for a, b in sorted(direct, key=lambda arrow: (rooms.index(arrow[0]), rooms.index(arrow[1]))):
+        if not any(b in reach[c] for x, c in direct if x == a and c != b):
+            yield a, b
+
+
+def _imports(graph: grimp.ImportGraph, importer: str, imported: str) -> bool:
+    def modules(name: str) -> set[str]:
+        return {name, *graph.find_descendants(name)}
+
+    wanted = modules(imported)
+    return any(wanted & graph.find_modules_directly_imported_by(module) for module in modules(importer))
+
+
+PAGES = {"configuration.md": configuration, "metrics.md": metrics, "architecture.md": architecture}
 
 
 def main() -> int:

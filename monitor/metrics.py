@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from monitor.faults import UnitKind
-from monitor.kinds import ActivityKind, RejectReason, Stream
-from monitor.measurement import Measure, Measurement, WindowKey
-from monitor.phases import Phase
-from monitor.rules import Rule
-from monitor.triggers import Suppressed, SuppressReason
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.states import JobState
+from monitor.base.faults import UnitKind
+from monitor.base.kinds import ActivityKind, RejectReason, Stream
+from monitor.rules.measurement import Measure, Measurement, WindowKey
+from monitor.rules.phases import Phase
+from monitor.rules.rules import Rule
+from monitor.rules.triggers import Suppressed, SuppressReason
+from retrain.terms.request import RetrainRequest, TriggerKind
+from retrain.terms.states import JobState
 
 SERIES_BUDGET = 2000
 """Measurement series exported per model at most; the rest is counted in `driftd_series_dropped_total`."""

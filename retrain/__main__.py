@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import structlog
 
-    from retrain.errors import LeaseLost, UnknownJob
-    from retrain.job import Driver
-    from retrain.logs import configure_logs
-    from retrain.store import open_store
+    from retrain.base.logs import configure_logs
+    from retrain.control.store import open_store
+    from retrain.job.driver import Driver
+    from retrain.terms.errors import LeaseLost, UnknownJob
 
     os.environ.setdefault(*SHORT_SPIN)  # before scikit-learn loads OpenMP
     configure_logs("json")

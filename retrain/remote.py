@@ -1,8 +1,8 @@
 """`python -m retrain.remote --tracking-uri URI --run RUN --stage STAGE`: a training somewhere else than the job.
 
 Takes rows and request from the job's MLflow run, trains as a job does on its own machine (own process group, limits),
-and puts the model, the log and how it went into the run (`retrain.handover`). Exit code 0 also for a trainer that
-failed: that is a result. Anything else is trouble of this machine, and the training is tried again elsewhere.
+and puts the model, the log and how it went into the run (`retrain.engines.handover`). Exit code 0 also for a trainer
+that failed: that is a result. Anything else is trouble of this machine, and the training is tried again elsewhere.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import polars as pl
 
-from retrain.handover import FOLDER, Stage, lake_columns
+from retrain.config.recipe import Recipe
+from retrain.engines.handover import FOLDER, Stage, lake_columns
 from retrain.isolation.forkserver import ForkServer
-from retrain.recipe import Recipe
-from retrain.registry import Registry
-from retrain.trainer import SEARCH, Trained, TrainingFailed, run_trainer
+from retrain.models.registry import Registry
+from retrain.train.trainer import SEARCH, Trained, TrainingFailed, run_trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,10 +20,10 @@ import orjson
 import structlog
 import uvicorn
 
-from retrain.errors import ConfigError
+from retrain.base.logs import configure_logs
 from retrain.isolation import keep_to_oneself
-from retrain.logs import configure_logs
-from retrain.registry import Registry
+from retrain.models.registry import Registry
+from retrain.terms.errors import ConfigError
 from serving.app import Service, ServiceMetrics, Sink, build_app
 from serving.models import Follower, open_model
 from serving.outbox import Files, Outbox, Shipper

@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from retrain.schema import ModelSchema
+from retrain.terms.schema import ModelSchema
 from serving.contract import Answers, answers, events, request_of, to_frame
 from serving.models import Models
 from serving.outbox import Full

@@ -16,8 +16,8 @@ import orjson
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictStr, create_model
 
-from retrain.quality import Predictions
-from retrain.schema import FeatureKind, ModelSchema, Task
+from retrain.models.quality import Predictions
+from retrain.terms.schema import FeatureKind, ModelSchema, Task
 
 _KINDS: dict[FeatureKind, Any] = {
     FeatureKind.NUMBER: Annotated[FiniteFloat, Field(strict=True)] | None,

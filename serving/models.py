@@ -21,15 +21,15 @@ import numpy as np
 import polars as pl
 import structlog
 
-from retrain.aliases import TRAFFIC_TAG
-from retrain.errors import TransientError
-from retrain.frame import features_frame
+from retrain.data.frame import features_frame
 from retrain.isolation.forkserver import ForkServer
-from retrain.model_files import LoadedModel, UnusableModel, load_model
-from retrain.quality import Array, Predictions
-from retrain.registry import Registry
-from retrain.schema import ModelSchema
+from retrain.models.model_files import LoadedModel, UnusableModel, load_model
+from retrain.models.quality import Array, Predictions
+from retrain.models.registry import Registry
 from retrain.scorer import Limits, Scorers, Trust
+from retrain.terms.aliases import TRAFFIC_TAG
+from retrain.terms.errors import TransientError
+from retrain.terms.schema import ModelSchema
 from serving.settings import ServiceSettings
 
 log = structlog.get_logger()

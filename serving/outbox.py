@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import structlog
 
-from retrain.connection import KafkaConnection
+from retrain.config.connection import KafkaConnection
 
 log = structlog.get_logger()
 

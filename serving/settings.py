@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from retrain.aliases import CHAMPION
-from retrain.connection import KafkaConnection
-from retrain.errors import ConfigError
-from retrain.fields import Duration, Secret, Section, Size, parse_duration, parse_size
-from retrain.redaction import secrets_in
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from retrain.base.redaction import secrets_in
+from retrain.config.connection import KafkaConnection
+from retrain.terms.aliases import CHAMPION
+from retrain.terms.errors import ConfigError
+from retrain.terms.fields import Duration, Secret, Section, Size, parse_duration, parse_size
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 
 class SchemaSection(Section):

@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from monitor.events import Decoded, Limits, decode
-from monitor.kinds import Stream
-from monitor.lake import Lake, Table
-from monitor.sources import Records
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from monitor.base.kinds import Stream
+from monitor.intake.events import Decoded, Limits, decode
+from monitor.intake.sources import Records
+from monitor.lake.lake import Lake, Table
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -169,7 +169,7 @@ def control_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def engine(control_url: str) -> Iterator[Engine]:
     """An empty control database with its tables."""
-    from retrain.database import create_tables, open_engine
+    from retrain.control.database import create_tables, open_engine
 
     engine = open_engine(control_url)
     create_tables(engine)

@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 from sqlalchemy import text
 
-from retrain.database import open_engine, reading
+from retrain.control.database import open_engine, reading
 
 MODEL = "fraud"
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from monitor.kinds import Stream
+from monitor.base.kinds import Stream
 from tests.daemons import MODEL
 
 POISON_EVERY = 97

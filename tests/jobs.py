@@ -20,19 +20,19 @@ from pathlib import Path
 
 import polars as pl
 
-from retrain import publish
-from retrain.aliases import CHAMPION
-from retrain.errors import LeaseLost
-from retrain.frame import features_frame, labels_array
+from retrain.base.retry import Backoff
+from retrain.config.spec import JobSpec
+from retrain.control.store import AliasMove, Store, SubmitOutcome, open_store
+from retrain.data.frame import features_frame, labels_array
 from retrain.isolation.forkserver import ForkServer
-from retrain.job import Driver, Limits, utc_now
-from retrain.model_files import save_model
-from retrain.registry import MODEL_PATH, Promoted, Registry, import_mlflow
-from retrain.retry import Backoff
-from retrain.spec import JobSpec
-from retrain.states import JobState
-from retrain.store import AliasMove, Store, SubmitOutcome, open_store
-from retrain.trainer import TrainContext
+from retrain.job import publish
+from retrain.job.driver import Driver, Limits, utc_now
+from retrain.models.model_files import save_model
+from retrain.models.registry import MODEL_PATH, Promoted, Registry, import_mlflow
+from retrain.terms.aliases import CHAMPION
+from retrain.terms.errors import LeaseLost
+from retrain.terms.states import JobState
+from retrain.train.trainer import TrainContext
 from tests import retrain_data
 from tests.retrain_data import NOW
 
@@ -156,7 +156,9 @@ def freeze_at(folder: Path, name: str, job_id: str = "job-1") -> Iterator[Frozen
 
 
 def _child(folder: Path, name: str, job_id: str, fate: signal.Signals, off: timedelta) -> BaseProcess:
-    _forkserver.set_forkserver_preload(["retrain.job", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"])
+    _forkserver.set_forkserver_preload(
+        ["retrain.job.driver", "mlflow", "skops.io", "sklearn.ensemble", "tests.retrain_data"]
+    )
     server = fork_server()
     if server._control is None:
         server._begin()

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monitor.config import LoadedConfig
-from monitor.lake import Lake, Table
-from monitor.measure.impact import drift_impact
+from monitor.config.loading import LoadedConfig
+from monitor.config.plan import plans
+from monitor.lake.lake import Lake, Table
+from monitor.lake.progress import DRIFT, PERFORMANCE
+from monitor.measure.drift.impact import drift_impact
+from monitor.measure.measurement_table import to_rows
 from monitor.measure.worker import MeasureResult
-from monitor.measurement import Measure, Measurement, WindowKey
-from monitor.measurement_table import to_rows
-from monitor.plan import plans
-from monitor.progress import DRIFT, PERFORMANCE
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.spec import JobSpec
-from retrain.states import JobState
-from retrain.store import AliasMove, Store
+from monitor.rules.measurement import Measure, Measurement, WindowKey
+from retrain.config.spec import JobSpec
+from retrain.control.store import AliasMove, Store
+from retrain.terms.request import RetrainRequest, TriggerKind
+from retrain.terms.states import JobState
 
 SIZE = timedelta(hours=1)
 NOISE = 0.03

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from retrain.config import RetrainConfig
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.safeguards import Answer, Match
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
-from retrain.spec import JobSpec
+from retrain.config.settings import RetrainConfig
+from retrain.config.spec import JobSpec
+from retrain.judge.safeguards import Answer, Match
+from retrain.terms.request import RetrainRequest, TriggerKind
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
@@ -91,7 +91,7 @@ def write(folder: Path, rows: pl.DataFrame) -> str:
 @cache
 def _mlflow_template() -> Path:
     """An MLflow store without anything in it: making one takes seconds, a copy does not."""
-    from retrain.registry import Registry
+    from retrain.models.registry import Registry
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -259,7 +259,7 @@ def leaves_one_behind(frame: Any, labels: Any, context: Any) -> Any:
 
 def links_out(frame: Any, labels: Any, context: Any) -> Any:
     """Its model's folder will hold a link."""
-    import retrain.model_files
+    import retrain.models.model_files
 
     save = retrain.model_files.save_model
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monitor.config import from_dict
+from monitor.config.loading import from_dict
+from monitor.config.plan import plans
 from monitor.measure.settings import Season, Settings
 from monitor.measure.worker import MeasureTask
-from monitor.measurement import WindowKey
-from monitor.plan import plans
+from monitor.rules.measurement import WindowKey
 from tests.builders import HOUR, NOW
 
 FEATURES = {"x": "number", "c": "category"}

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from monitor.measure._evidently import load, quiet
-from retrain.schema import FeatureKind, ModelSchema
+from retrain.terms.schema import FeatureKind, ModelSchema
 
 DETECTORS = ("ADWIN", "DDM", "KSWIN", "PageHinkley")
 ZERO_ONE_ONLY = frozenset({"DDM"})

@@ -27,11 +27,11 @@ from monitor.backtest.replay import Event, Step, final_at
 from monitor.backtest.run import Setting
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import FIRST, Trainings, Version, first_version
-from monitor.measure.scores import SCORES
-from monitor.measurement import WindowKey
-from monitor.phases import Phase
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.schema import Task
+from monitor.measure.performance.scores import SCORES
+from monitor.rules.measurement import WindowKey
+from monitor.rules.phases import Phase
+from retrain.terms.request import RetrainRequest, TriggerKind
+from retrain.terms.schema import Task
 
 ROOT = Path(__file__).parents[2]
 DRIFTD, SHARE, ANY, PERIODIC, NEVER, SLIDING, EVERY = (

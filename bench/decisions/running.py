@@ -29,7 +29,7 @@ from bench.decisions.policies import POLICIES, ROOT, Results, play, play_quiet
 from bench.decisions.streams import STREAMS, Recorded
 from bench.decisions.tables import QUIET_COLUMNS, RECORDED_COLUMNS, markdown, quiet_table, recorded_table
 from bench.doc import rewrite
-from retrain.files import write_whole
+from retrain.base.files import write_whole
 
 DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "bench" / "results" / "decisions.json"

@@ -36,7 +36,8 @@ HAPPENED = (
     ("not promoted", YELLOW, ("rejected",)),
     ("good news", GREEN, ("rule_resolved", "promoted")),
 )
-"""What is worth a line on every graph, by colour: what `monitor.annotations` sends, and what waits for a person."""
+"""What is worth a line on every graph, by colour: what `monitor.outlets.annotations` sends, and what waits for a
+person."""
 
 
 def page(
@@ -163,7 +164,7 @@ def _builtin() -> AnnotationQuery:
 
 
 def sent(*tags: str) -> AnnotationQuery:
-    """What `monitor.annotations` sent through Grafana's API, with the reason in words."""
+    """What `monitor.outlets.annotations` sent through Grafana's API, with the reason in words."""
     target = AnnotationTarget(limit=200, match_any=False, tags=["driftd", *tags], type_val="tags")
     return AnnotationQuery(
         name="What happened (sent by driftd)", datasource=GRAFANA, enable=True, icon_color=BLUE, target=target,

@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from monitor.build import job_spec
-from monitor.config import load
+from monitor.config.loading import load
 from monitor.demo.customers import Customers, KafkaLabels, ScoringService, register_first
 from monitor.demo.world import invented
-from retrain.registry import resolve_alias
-from retrain.request import RetrainRequest, TriggerKind
+from monitor.running.build import job_spec
+from retrain.models.registry import resolve_alias
+from retrain.terms.request import RetrainRequest, TriggerKind
 
 log = structlog.get_logger()
 MODEL = "fraud"

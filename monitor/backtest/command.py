@@ -15,7 +15,7 @@ from monitor.backtest.page import render
 from monitor.backtest.run import Options, backtest
 from monitor.backtest.show import show
 from monitor.backtest.trainings import CannotTrain
-from monitor.errors import ConfigError
+from monitor.base.errors import ConfigError
 
 PLAIN_WIDTH = 160
 """Columns of a table that goes into a file or a pipe: nothing is cut there."""

@@ -15,10 +15,10 @@ from typing import Any
 from monitor.backtest.history import History
 from monitor.backtest.policies import PolicyResult, share_of_the_way
 from monitor.backtest.replay import Replayed
-from monitor.ledger import REQUESTED
-from monitor.measure.scores import SCORES
-from monitor.phases import Phase
-from monitor.plan import ModelPlan
+from monitor.config.plan import ModelPlan
+from monitor.decide.ledger import REQUESTED
+from monitor.measure.performance.scores import SCORES
+from monitor.rules.phases import Phase
 
 FORMAT = "driftd-backtest/1"
 

@@ -18,16 +18,16 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from monitor.base.errors import ConfigError
+from monitor.base.kinds import Stream
 from monitor.demo.world import World
-from monitor.errors import ConfigError
-from monitor.event_columns import UTC_US
-from monitor.events import Limits, decode, empty_frame
-from monitor.join import first_predictions, last_labels
-from monitor.kinds import Stream
-from monitor.lake import Lake, Table
-from monitor.sources.files import FileSettings, FileSource
-from monitor.windows import window_start
-from retrain.schema import ModelSchema, Task
+from monitor.intake.event_columns import UTC_US
+from monitor.intake.events import Limits, decode, empty_frame
+from monitor.intake.sources.files import FileSettings, FileSource
+from monitor.lake.join import first_predictions, last_labels
+from monitor.lake.lake import Lake, Table
+from monitor.rules.windows import window_start
+from retrain.terms.schema import ModelSchema, Task
 
 BATCH_ROWS = GROUP_ROWS = 50_000
 PART_ROWS = 200_000

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from monitor.triggers import LOOK_BACK, JobHistory, PastJob
-from retrain.request import RetrainRequest
+from monitor.rules.triggers import LOOK_BACK, JobHistory, PastJob
+from retrain.terms.request import RetrainRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from monitor.backtest.jobs import SimulatedJob
 from monitor.backtest.replay import Replay, Replayed
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import Trainings, Version
-from monitor.plan import ModelPlan
-from retrain.request import RetrainRequest
+from monitor.config.plan import ModelPlan
+from retrain.terms.request import RetrainRequest
 
 
 @dataclass(slots=True)

@@ -19,20 +19,20 @@ from typing import Any, Protocol
 import polars as pl
 
 from monitor.backtest.history import History
-from monitor.decider import Decider, JobHistoryOf
-from monitor.event_columns import UTC_US
-from monitor.ledger import Decision, Ledger
+from monitor.config.plan import ModelPlan
+from monitor.decide.decider import Decider, JobHistoryOf
+from monitor.decide.ledger import Decision, Ledger
+from monitor.intake.event_columns import UTC_US
+from monitor.measure.reference import measurable, open_reference
 from monitor.measure.window import measure_labelled, measure_unlabelled
 from monitor.measure.worker import WARMED_UP, reference_file
 from monitor.measure.yardstick import Yardstick
-from monitor.measurement import Measure, Measurement, WindowKey
 from monitor.metrics import Metrics
-from monitor.phases import Transition
-from monitor.plan import ModelPlan
-from monitor.reference import measurable, open_reference
-from monitor.windows import WindowPolicy
-from retrain.database import open_engine
-from retrain.request import RetrainRequest
+from monitor.rules.measurement import Measure, Measurement, WindowKey
+from monitor.rules.phases import Transition
+from monitor.rules.windows import WindowPolicy
+from retrain.control.database import open_engine
+from retrain.terms.request import RetrainRequest
 
 
 class Step(IntEnum):

@@ -21,16 +21,16 @@ from monitor.backtest.policies import PolicyResult, run_driftd, run_plain, sprea
 from monitor.backtest.replay import Measured, RecordedRows, Replay, Replayed
 from monitor.backtest.serving import Serving
 from monitor.backtest.trainings import Trainings, Version, first_version
-from monitor.config import from_dict, load
+from monitor.base.errors import ConfigError
+from monitor.config.explain import hint
+from monitor.config.loading import from_dict, load
+from monitor.config.plan import ModelPlan, plans
+from monitor.config.sections import DEFAULT_RULES
 from monitor.demo.world import World, recorded
-from monitor.errors import ConfigError
-from monitor.events import Limits
-from monitor.explain import hint
-from monitor.lake import Lake
-from monitor.plan import ModelPlan, plans
-from monitor.sections import DEFAULT_RULES
-from monitor.target import UnfitTable
-from retrain.schema import Task
+from monitor.intake.events import Limits
+from monitor.lake.lake import Lake
+from monitor.start.target import UnfitTable
+from retrain.terms.schema import Task
 
 WINDOWS = 200
 """Windows that a table without times is cut into."""

@@ -18,22 +18,22 @@ from monitor.backtest.history import History, naive
 from monitor.backtest.jobs import SimulatedJob, SimulatedJobs
 from monitor.backtest.replay import Event, Step, yardstick_on
 from monitor.backtest.trainings import Trainings, Version, training_rows
+from monitor.config.plan import ModelPlan
 from monitor.measure.yardstick import Yardstick
-from monitor.plan import ModelPlan
-from monitor.triggers import JobHistory
-from retrain.contest import Contest, hold_contest
-from retrain.evaluate import Side, score
-from retrain.frame import features_frame
-from retrain.gates import Reject, SmokeTest, decide
-from retrain.outcomes import columns_of
-from retrain.publish import reference_rows
-from retrain.quality import Predictions, measure
-from retrain.records import found_no_better
-from retrain.request import RetrainRequest, TriggerKind
-from retrain.schema import Task
-from retrain.snapshot import TooLittle, split
-from retrain.spec import JobSpec
-from retrain.watch import compare_watched
+from monitor.rules.triggers import JobHistory
+from retrain.config.spec import JobSpec
+from retrain.control.records import found_no_better
+from retrain.data.frame import features_frame
+from retrain.data.labelled_rows import columns_of
+from retrain.data.snapshot import TooLittle, split
+from retrain.job.publish import reference_rows
+from retrain.job.watch import compare_watched
+from retrain.judge.contest import Contest, hold_contest
+from retrain.judge.evaluate import Side, score
+from retrain.judge.gates import Reject, SmokeTest, decide
+from retrain.models.quality import Predictions, measure
+from retrain.terms.request import RetrainRequest, TriggerKind
+from retrain.terms.schema import Task
 
 Array = np.ndarray[Any, Any]
 

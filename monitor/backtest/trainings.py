@@ -14,18 +14,18 @@ from pathlib import Path
 import polars as pl
 
 from monitor.backtest.history import History
-from monitor.plan import ModelPlan
-from retrain.evaluate import score
+from monitor.config.plan import ModelPlan
+from retrain.config.spec import JobSpec, limits_of, recipe_of
+from retrain.data.labelled_rows import columns_of
 from retrain.isolation.forkserver import ForkServer
-from retrain.model_files import LoadedModel, UnusableModel
-from retrain.outcomes import columns_of
-from retrain.publish import reference_rows
-from retrain.request import RetrainRequest
-from retrain.schema import ModelSchema, Task
+from retrain.job.publish import reference_rows
+from retrain.judge.evaluate import score
+from retrain.models.model_files import LoadedModel, UnusableModel
 from retrain.scorer import Scorer, Scorers, Trust
-from retrain.spec import JobSpec, limits_of, recipe_of
-from retrain.trainer import TrainContext, Trained, run_trainer
-from retrain.trainer_process import call_trainer
+from retrain.terms.request import RetrainRequest
+from retrain.terms.schema import ModelSchema, Task
+from retrain.train.trainer import TrainContext, Trained, run_trainer
+from retrain.train.trainer_process import call_trainer
 
 FIRST = "1"
 Answering = LoadedModel | Scorer

@@ -27,7 +27,7 @@ class _Command(click.Group):
             code = _exit_code(exc)
             if code is None:
                 raise
-            from retrain.logs import last_words
+            from retrain.base.logs import last_words
 
             if not last_words(str(exc)):
                 say(f"driftd: {exc}", err=True)
@@ -35,8 +35,8 @@ class _Command(click.Group):
 
 
 def _exit_code(exc: Exception) -> int | None:
-    from monitor.errors import ConfigError, StateLocked, TransientError
-    from retrain.errors import LostRace, Refused, UnknownJob
+    from monitor.base.errors import ConfigError, StateLocked, TransientError
+    from retrain.terms.errors import LostRace, Refused, UnknownJob
 
     if isinstance(exc, ConfigError):
         return 2

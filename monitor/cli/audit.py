@@ -15,8 +15,8 @@ import click
 from monitor.cli.parts import ACTOR, JSON, REASON, known_model, open_control, say, spinner, time, user, with_config
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
-    from retrain.audit import Recorded
+    from monitor.config.loading import LoadedConfig
+    from retrain.control.audit import Recorded
 
 _COLUMNS = ("number", "at", "model", "kind", "actor", "subject", "detail", "body", "previous", "digest")
 _FEWEST_DIGITS = 12
@@ -42,7 +42,7 @@ def verify(anchors: tuple[str, ...], as_json: bool, loaded: LoadedConfig) -> Non
 
     Who can write to the database can also write a new chain from some entry on: give an --anchor from before.
     """
-    from retrain.audit import verify as recompute
+    from retrain.control.audit import verify as recompute
 
     _, store = open_control(loaded)
     found = recompute(store.engine, dict(map(_anchor, anchors)))
@@ -77,7 +77,7 @@ def export(
     form: str, model: str | None, since: str | None, until: str | None, output: TextIO, loaded: LoadedConfig
 ) -> None:
     """Write entries, oldest first: as a JSON list, or as CSV with the body as JSON."""
-    from retrain.audit import entries
+    from retrain.control.audit import entries
 
     known_model(loaded, model)
     _, store = open_control(loaded)
@@ -108,7 +108,7 @@ def _write_csv(found: Iterable[Recorded], output: TextIO) -> None:
 @with_config
 def redact(number: int, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Take the text of an entry away, for good: a secret in it, say. Its digest stays, so the log stays whole."""
-    from retrain.audit import redact as take_away
+    from retrain.control.audit import redact as take_away
 
     _, store = open_control(loaded)
     gone = take_away(store.engine, number, user(actor), reason, datetime.now(UTC))
@@ -125,7 +125,7 @@ def redact(number: int, actor: str | None, reason: str, loaded: LoadedConfig) ->
 @with_config
 def serving(model: str, moment: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """Which version of MODEL was the champion, why, on what data, who agreed, and the way back to it."""
-    from monitor.lineage import serving_at, to_words
+    from monitor.jobs.lineage import serving_at, to_words
 
     known_model(loaded, model)
     _, store = open_control(loaded)
@@ -158,9 +158,9 @@ def reproduce(job: str, folder: Path | None, as_json: bool, loaded: LoadedConfig
     """
     import os
 
-    from monitor.plan import job_environment
+    from monitor.config.plan import job_environment
     from retrain.isolation.forkserver import ForkServer
-    from retrain.reproduce import reproduce as rebuild
+    from retrain.job.reproduce import reproduce as rebuild
 
     _, store = open_control(loaded)
     wanted = store.find_by_run(job) or store.get(job)
@@ -190,9 +190,9 @@ def card(
     model: str, model_version: str | None, job: str | None, form: str, output: TextIO, loaded: LoadedConfig
 ) -> None:
     """The model card of MODEL: data, quality by segment, gates, why it came, who agreed, and the way back."""
-    from retrain.card import card as written
-    from retrain.markdown import to_html
-    from retrain.operate import job_of_version
+    from retrain.base.markdown import to_html
+    from retrain.job.card import card as written
+    from retrain.job.manual_actions import job_of_version
 
     known_model(loaded, model)
     _, store = open_control(loaded)

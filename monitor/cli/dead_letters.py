@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from monitor.cli.parts import ACTOR, JSON, open_control, open_lake, say, user, with_config
-from retrain.names import printable
+from retrain.terms.names import printable
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
+    from monitor.config.loading import LoadedConfig
 
 
 @click.group("dead-letters")
@@ -28,7 +28,7 @@ def dead_letters() -> None:
 @with_config
 def list_letters(limit: int, reason: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """List dead letters with their reason and where they came from."""
-    from monitor.deadletters import count_dead_letters, list_dead_letters
+    from monitor.intake.deadletters import count_dead_letters, list_dead_letters
 
     lake = open_lake(loaded)
     letters = list_dead_letters(lake, limit, reason)
@@ -52,9 +52,9 @@ def list_letters(limit: int, reason: str | None, as_json: bool, loaded: LoadedCo
 @with_config
 def replay_letters(reason: str | None, actor: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """Read dead letters again with the present configuration; those that are events now move to the lake."""
-    from monitor.deadletters import count_dead_letters, replay
-    from monitor.events import Limits
-    from monitor.operate import note_replayed
+    from monitor.intake.deadletters import count_dead_letters, replay
+    from monitor.intake.events import Limits
+    from monitor.jobs.manual_requests import note_replayed
 
     _, store = open_control(loaded)
     note_replayed(store.engine, reason, user(actor), datetime.now(UTC))

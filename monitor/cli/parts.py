@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from retrain.names import printable
-from retrain.redaction import redact
+from retrain.base.redaction import redact
+from retrain.terms.names import printable
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
-    from monitor.ledger import Ledger
-    from retrain.store import Store
+    from monitor.config.loading import LoadedConfig
+    from monitor.decide.ledger import Ledger
+    from retrain.control.store import Store
 
 R = TypeVar("R")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -37,7 +37,7 @@ def with_config(command: Callable[..., R]) -> Callable[..., R]:
     @wraps(command)
     @click.pass_context
     def run(ctx: click.Context, /, *args: Any, **kwargs: Any) -> R:
-        from monitor.config import load
+        from monitor.config.loading import load
 
         return ctx.invoke(command, *args, loaded=load(ctx.obj), **kwargs)
 
@@ -45,8 +45,8 @@ def with_config(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def open_control(loaded: LoadedConfig) -> tuple[Ledger, Store]:
-    from monitor.ledger import Ledger
-    from retrain.store import open_store
+    from monitor.decide.ledger import Ledger
+    from retrain.control.store import open_store
 
     loaded.config.state.mkdir(parents=True, exist_ok=True)
     store = open_store(loaded.config.control_url)
@@ -56,7 +56,7 @@ def open_control(loaded: LoadedConfig) -> tuple[Ledger, Store]:
 
 
 def open_lake(loaded: LoadedConfig) -> Any:
-    from monitor.lake import Lake
+    from monitor.lake.lake import Lake
 
     return Lake(loaded.config.lake_uri, loaded.config.storage_options())
 

@@ -23,7 +23,7 @@ from monitor.cli.parts import (
 )
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
+    from monitor.config.loading import LoadedConfig
 
 
 @click.command()
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 @with_config
 def status(model: str | None, as_json: bool, loaded: LoadedConfig) -> None:
     """What each model is doing and why it was, or was not, retrained."""
-    from monitor.status import fault_lines, statuses
-    from monitor.units import recorded
+    from monitor.decide.units import recorded
+    from monitor.jobs.status import fault_lines, statuses
 
     ledger, store = open_control(loaded)
     known_model(loaded, model)
@@ -71,7 +71,7 @@ def retrain(
     model: str, git_ref: str | None, actor: str | None, reason: str, as_json: bool, loaded: LoadedConfig
 ) -> None:
     """Ask for a retrain of MODEL now; a running daemon carries it out."""
-    from monitor.operate import answer, asked_by_person
+    from monitor.jobs.manual_requests import answer, asked_by_person
 
     known_model(loaded, model)
     ledger, store = open_control(loaded)
@@ -93,7 +93,7 @@ def retrain(
 @with_config
 def pause(model: str | None, length: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Leave MODEL, or all models, as they are: no retrain, no promotion. Rolling back stays possible."""
-    from retrain import holds
+    from retrain.control import holds
 
     known_model(loaded, model)
     now = datetime.now(UTC)
@@ -114,7 +114,7 @@ def pause(model: str | None, length: str | None, actor: str | None, reason: str,
 @with_config
 def resume(model: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """End a pause: that of MODEL, or that of all models."""
-    from retrain import holds
+    from retrain.control import holds
 
     known_model(loaded, model)
     now = datetime.now(UTC)
@@ -134,7 +134,7 @@ def resume(model: str | None, actor: str | None, reason: str, loaded: LoadedConf
 @with_config
 def approve(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Let a challenger that waits for approval be promoted."""
-    from retrain import operate
+    from retrain.job import manual_actions as operate
 
     _, store = open_control(loaded)
     operate.approve(store, job, user(actor), datetime.now(UTC), reason)
@@ -148,8 +148,8 @@ def approve(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> N
 @with_config
 def reject(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Refuse a challenger that waits for approval, or is on trial."""
-    from retrain import operate
-    from retrain.registry import Registry
+    from retrain.job import manual_actions as operate
+    from retrain.models.registry import Registry
 
     _, store = open_control(loaded)
     registry = Registry(loaded.config.tracking_uri)
@@ -165,9 +165,9 @@ def reject(job: str, actor: str | None, reason: str, loaded: LoadedConfig) -> No
 @with_config
 def rollback(model: str, to: str | None, actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Make an earlier champion of MODEL the champion again."""
-    from monitor.plan import plans
-    from retrain import operate
-    from retrain.registry import Registry
+    from monitor.config.plan import plans
+    from retrain.job import manual_actions as operate
+    from retrain.models.registry import Registry
 
     known_model(loaded, model)
     _, store = open_control(loaded)
@@ -185,7 +185,7 @@ def rollback(model: str, to: str | None, actor: str | None, reason: str, loaded:
 @with_config
 def report(model: str, model_version: str | None, window_end: str | None, loaded: LoadedConfig) -> None:
     """Write the full Evidently HTML report of one window."""
-    from monitor.operate import write_window_report
+    from monitor.jobs.manual_requests import write_window_report
 
     known_model(loaded, model)
     end = time(window_end)
@@ -202,8 +202,8 @@ def report(model: str, model_version: str | None, window_end: str | None, loaded
 @with_config
 def forget(model: str, prediction_ids: tuple[str, ...], actor: str | None, reason: str, loaded: LoadedConfig) -> None:
     """Delete every stored row of these predictions (a person's request)."""
-    from monitor.operate import note_forgotten
-    from retrain.fields import format_duration
+    from monitor.jobs.manual_requests import note_forgotten
+    from retrain.terms.fields import format_duration
 
     known_model(loaded, model)
     _, store = open_control(loaded)

@@ -11,7 +11,7 @@ import click
 from monitor.cli.parts import JSON, known_model, open_control, say, with_config
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
+    from monitor.config.loading import LoadedConfig
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @with_config
 def traffic(model: str, as_json: bool, loaded: LoadedConfig) -> None:
     """Which version of MODEL should answer which share of the requests."""
-    from retrain.traffic import traffic as wanted
+    from retrain.control.traffic import traffic as wanted
 
     known_model(loaded, model)
     _, store = open_control(loaded)
@@ -51,7 +51,7 @@ def package(
     model: str, model_version: str | None, output: Path | None, requirements: Path | None, loaded: LoadedConfig
 ) -> None:
     """Write a folder from which a container image of MODEL's scoring service can be built."""
-    from monitor.packaging import package as write
+    from monitor.start.packaging import package as write
 
     known_model(loaded, model)
     folder = output or Path(f"scoring-{model}")

@@ -18,16 +18,16 @@ from monitor.cli.parts import JSON, say
 @click.pass_context
 def run(ctx: click.Context) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
-    from monitor.runtime import tune_process
+    from monitor.base.runtime import tune_process
     from retrain.isolation import keep_to_oneself
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     os.environ["PYTHONSAFEPATH"] = "1"  # processes started from here import nothing from the folder they are in
     keep_to_oneself()
     tune_process()
-    from monitor.build import build
-    from monitor.config import load
-    from retrain.logs import configure_logs
+    from monitor.config.loading import load
+    from monitor.running.build import build
+    from retrain.base.logs import configure_logs
 
     loaded = load(ctx.obj)
     loaded.config.state.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ def run(ctx: click.Context) -> None:
 @click.pass_context
 def check(ctx: click.Context, as_json: bool) -> None:
     """Check the configuration and list every mistake at once (exit 2 if there is one)."""
-    from monitor.check import check_references
-    from monitor.config import load
-    from monitor.errors import ConfigError
+    from monitor.base.errors import ConfigError
+    from monitor.config.loading import load
+    from monitor.start.check import check_references
 
     try:
         loaded = load(ctx.obj)
@@ -104,9 +104,9 @@ def init(
     **options: Any,
 ) -> None:
     """Write a config.toml that fits the rows in REFERENCE (Parquet, CSV, NDJSON), or a registered model."""
-    from monitor.columns import Asked
-    from monitor.init import Wishes
-    from monitor.init import init as make
+    from monitor.start.columns import Asked
+    from monitor.start.init import Wishes
+    from monitor.start.init import init as make
 
     asked = Asked(
         target=options.pop("target"),

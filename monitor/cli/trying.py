@@ -11,7 +11,7 @@ import click
 from monitor.cli.parts import JSON, say, spinner, with_config
 
 if TYPE_CHECKING:
-    from monitor.config import LoadedConfig
+    from monitor.config.loading import LoadedConfig
 
 
 @click.command()
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @with_config
 def calibrate(model: str, model_version: str | None, rows: int | None, as_json: bool, loaded: LoadedConfig) -> None:
     """What chance gives in windows of MODEL, and the numbers that "auto" amounts to."""
-    from monitor.calibrating import calibrate_model, proposal
+    from monitor.start.calibrating import calibrate_model, proposal
 
     with spinner("comparing the reference with itself"):
         found = calibrate_model(loaded, model, model_version, rows)

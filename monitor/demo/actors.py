@@ -18,11 +18,11 @@ from typing import Any
 import click
 import tomli_w
 
-from monitor.build import job_spec
-from monitor.config import LoadedConfig
+from monitor.config.loading import LoadedConfig
 from monitor.demo.stage import KEY_FILE, Stage
-from monitor.packaging import service_settings
-from retrain.request import RetrainRequest, TriggerKind
+from monitor.running.build import job_spec
+from monitor.start.packaging import service_settings
+from retrain.terms.request import RetrainRequest, TriggerKind
 
 
 class CustomersProcess:

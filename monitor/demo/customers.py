@@ -25,16 +25,16 @@ import requests
 import structlog
 
 from monitor.demo.world import World, invented, recorded
-from monitor.measure.performance import reference_performance
-from retrain.connection import KafkaConnection
-from retrain.frame import features_frame
-from retrain.model_files import LoadedModel, load_model
-from retrain.operate import register_initial
-from retrain.quality import Predictions
-from retrain.registry import Registry, resolve_alias
-from retrain.schema import Task
-from retrain.spec import JobSpec
-from retrain.store import open_store
+from monitor.measure.performance.compute import reference_performance
+from retrain.config.connection import KafkaConnection
+from retrain.config.spec import JobSpec
+from retrain.control.store import open_store
+from retrain.data.frame import features_frame
+from retrain.job.manual_actions import register_initial
+from retrain.models.model_files import LoadedModel, load_model
+from retrain.models.quality import Predictions
+from retrain.models.registry import Registry, resolve_alias
+from retrain.terms.schema import Task
 
 BLOCK = 5000
 """Rows of one request, at most."""

@@ -13,7 +13,7 @@ import click
 import tomli_w
 
 from monitor.demo.world import World
-from retrain.schema import Task
+from retrain.terms.schema import Task
 
 KEY_FILE = "webhook_key"
 """Signs what the daemon tells the service."""

@@ -22,14 +22,14 @@ from urllib.parse import quote
 import click
 from rich.console import Console
 
-from monitor.config import LoadedConfig, load
+from monitor.config.loading import LoadedConfig, load
+from monitor.config.plan import plans
 from monitor.demo.actors import customers, daemon_process, scoring_service
 from monitor.demo.stage import DemoOptions, Stage, set_up
 from monitor.demo.world import invented, recorded
-from monitor.lake import Lake, Table
-from monitor.measurement import Measure
-from monitor.plan import plans
-from monitor.target import UnfitTable
+from monitor.lake.lake import Lake, Table
+from monitor.rules.measurement import Measure
+from monitor.start.target import UnfitTable
 
 SETTLE_WITHIN = 120.0
 """Seconds the daemon may take over a window of events before the demo gives up."""

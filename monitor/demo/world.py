@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from monitor.reference import kind_of
-from monitor.target import UnfitTable, task_of
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from monitor.measure.reference import kind_of
+from monitor.start.target import UnfitTable, task_of
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """Window x Reference -> Measurements.
 
 Invariant: the only package that imports Evidently, and only inside worker processes: importing
-`monitor.measure`, `monitor.measure.methods` or `monitor.measure.scores` stays light.
+`monitor.measure`, `monitor.measure.drift.methods` or `monitor.measure.performance.scores` stays light.
 """

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from retrain.schema import FeatureKind
+from retrain.terms.schema import FeatureKind
 
 
 @cache

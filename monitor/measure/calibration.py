@@ -28,12 +28,12 @@ import polars as pl
 from scipy import stats
 
 from monitor.measure._evidently import quiet
-from monitor.measure.drift import compare_column
-from monitor.measure.methods import METHODS, DriftMethod, Statistic
-from monitor.measurement import Measure, Measurement
-from monitor.reference import Reference, ReferenceColumn, answer_kind
-from retrain.files import write_whole
-from retrain.schema import FeatureKind, ModelSchema
+from monitor.measure.drift.compare import compare_column
+from monitor.measure.drift.methods import METHODS, DriftMethod, Statistic
+from monitor.measure.reference import Reference, ReferenceColumn, answer_kind
+from monitor.rules.measurement import Measure, Measurement
+from retrain.base.files import write_whole
+from retrain.terms.schema import FeatureKind, ModelSchema
 
 DRAWS = 100
 MIN_CHUNKS, MOST_CHUNKS = 8, 50

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import TransientError
-from monitor.faults import Failed
+from monitor.base.errors import TransientError
+from monitor.base.faults import Failed
 from monitor.measure.worker import (
     MeasureResult,
     MeasureTask,

@@ -15,10 +15,10 @@ import pandas as pd
 import polars as pl
 
 from monitor.measure._evidently import load, quiet
-from monitor.measure.methods import METHODS, DriftMethod, default_method
-from monitor.reference import Reference, answer_kind, column, usable
-from retrain.files import write_whole
-from retrain.schema import FeatureKind, ModelSchema, Task
+from monitor.measure.drift.methods import METHODS, DriftMethod, default_method
+from monitor.measure.reference import Reference, answer_kind, column, usable
+from retrain.base.files import write_whole
+from retrain.terms.schema import FeatureKind, ModelSchema, Task
 
 MAX_ROWS = 20_000  # of each side: drawing takes memory and seconds per column
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from monitor.measure.methods import DriftMethod
-from retrain.schema import ModelSchema
+from monitor.measure.drift.methods import DriftMethod
+from retrain.terms.schema import ModelSchema
 
 
 @dataclass(frozen=True, slots=True)

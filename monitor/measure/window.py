@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import polars as pl
 
-from monitor.measure.drift import measure_drift, measure_label_drift
-from monitor.measure.impact import drift_impact
-from monitor.measure.performance import measure_performance
-from monitor.measure.quality import measure_quality
+from monitor.measure.data_quality import measure_quality
+from monitor.measure.drift.compare import measure_drift, measure_label_drift
+from monitor.measure.drift.impact import drift_impact
+from monitor.measure.performance.compute import measure_performance
+from monitor.measure.reference import prepare
 from monitor.measure.settings import Settings
 from monitor.measure.yardstick import Yardstick
-from monitor.measurement import Measure, Measurement
-from monitor.reference import prepare
+from monitor.rules.measurement import Measure, Measurement
 
 SAMPLE_SEED = 0
 

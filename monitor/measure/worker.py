@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from monitor.errors import TransientError
-from monitor.join import first_predictions, last_outcomes
-from monitor.lake import Lake, Table, collect, day
+from monitor.base.errors import TransientError
+from monitor.lake.join import first_predictions, last_outcomes
+from monitor.lake.lake import Lake, Table, collect, day
+from monitor.measure.reference import labelled, measurable, open_reference
 from monitor.measure.settings import Season, Settings
-from monitor.measurement import Measurement, WindowKey
-from monitor.reference import labelled, measurable, open_reference
-from retrain.names import path_name
+from monitor.rules.measurement import Measurement, WindowKey
+from retrain.terms.names import path_name
 
 if TYPE_CHECKING:
     from monitor.measure.yardstick import Yardstick
@@ -202,7 +202,7 @@ def _from_registry(source: ReferenceSource, version: str, target: Path) -> bool:
         store = Path(source.tracking_uri.removeprefix("sqlite:///"))
         if not store.exists():
             return False
-    from retrain.registry import NotThere, fetch_reference
+    from retrain.models.registry import NotThere, fetch_reference
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

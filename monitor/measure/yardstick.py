@@ -25,13 +25,13 @@ from monitor.measure.calibration import (
     with_chance,
     write_json,
 )
-from monitor.measure.estimate import Estimate, Estimator, estimate, fit_estimator
-from monitor.measure.importance import surrogate_importance
-from monitor.measure.performance import prepare_reference, with_errors
-from monitor.measure.scores import drop
+from monitor.measure.drift.importance import surrogate_importance
+from monitor.measure.estimate.without_labels import Estimate, Estimator, estimate, fit_estimator
+from monitor.measure.performance.compute import prepare_reference, with_errors
+from monitor.measure.performance.scores import drop
+from monitor.measure.reference import Reference
 from monitor.measure.settings import Settings
-from monitor.measurement import Measure, Measurement
-from monitor.reference import Reference
+from monitor.rules.measurement import Measure, Measurement
 
 
 class Yardstick:

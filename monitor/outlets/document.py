@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from monitor.outside_events import OutsideEvent
-from monitor.phases import Phase
-from retrain.aliases import CHAMPION
-from retrain.audit import AuditKind, Recorded
+from monitor.config.outside_events import OutsideEvent
+from monitor.rules.phases import Phase
+from retrain.control.audit import AuditKind, Recorded
+from retrain.terms.aliases import CHAMPION
 
 _NAMED = {event.value: event for event in OutsideEvent}
 

@@ -10,10 +10,10 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from monitor.config.outside_events import OutsideEvent
 from monitor.outlets.document import document
 from monitor.outlets.sender import NotTaken, Taken
-from monitor.outside_events import OutsideEvent
-from retrain.audit import Recorded
+from retrain.control.audit import Recorded
 
 TIMEOUT = 10.0
 

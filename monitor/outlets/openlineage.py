@@ -14,10 +14,10 @@ from uuid import NAMESPACE_URL, uuid5
 
 import requests
 
+from monitor.config.outside_events import OutsideEvent
 from monitor.outlets.sender import NotTaken, Taken
-from monitor.outside_events import OutsideEvent
-from retrain.audit import Recorded
-from retrain.records import Job
+from retrain.control.audit import Recorded
+from retrain.control.records import Job
 
 TIMEOUT = 5.0
 PRODUCER = "https://github.com/driftd/driftd"

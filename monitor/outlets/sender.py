@@ -17,13 +17,13 @@ import structlog
 from sqlalchemy import Column, Engine, Integer, String, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor.errors import TransientError
+from monitor.base.errors import TransientError
+from monitor.config.outside_events import OutsideEvent
 from monitor.metrics import Metrics
 from monitor.outlets.document import event_of
-from monitor.outside_events import OutsideEvent
-from retrain import audit
-from retrain.audit import Recorded
-from retrain.database import metadata, reading, writing
+from retrain.control import audit
+from retrain.control.audit import Recorded
+from retrain.control.database import metadata, reading, writing
 
 log = structlog.get_logger()
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import requests
 
+from monitor.config.outside_events import OutsideEvent, fill
 from monitor.outlets.document import document
 from monitor.outlets.sender import NotTaken, Taken
-from monitor.outside_events import OutsideEvent, fill
-from retrain.audit import Recorded
+from retrain.control.audit import Recorded
 
 TIMEOUT = 5.0
 """Seconds for a receiver to connect, and again to answer."""

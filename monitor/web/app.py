@@ -23,12 +23,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from monitor.errors import TransientError
+from monitor.base.errors import TransientError
 from monitor.metrics import Metrics
 from monitor.web.page import CONTENT_SECURITY_POLICY, render
 from monitor.web.views import days_of
-from retrain.errors import LostRace, UnknownJob
-from retrain.redaction import redacted
+from retrain.base.redaction import redacted
+from retrain.terms.errors import LostRace, UnknownJob
 
 LONGEST = 2000
 """Characters of what a person gives for the record."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from monitor.measurement import Measure
+from monitor.rules.measurement import Measure
 from monitor.web.series import iso
 
 

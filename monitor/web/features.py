@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from monitor.measure.methods import METHODS
-from monitor.measurement import Measure
-from monitor.plan import ModelPlan
+from monitor.config.plan import ModelPlan
+from monitor.measure.drift.methods import METHODS
+from monitor.rules.measurement import Measure
 from monitor.web.series import aligned
 
 HISTORIES = 40

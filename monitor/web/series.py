@@ -11,15 +11,15 @@ from typing import Any
 
 import polars as pl
 
-from monitor.activity import Activity
-from monitor.judging import RuleRecord
-from monitor.kinds import ActivityKind
-from monitor.measure.scores import SCORES, Better
-from monitor.measurement import Measure
-from monitor.phases import Phase
-from monitor.plan import ModelPlan
-from monitor.progress import DRIFT
-from monitor.rules import ForEvidence, Rule, Severity
+from monitor.base.kinds import ActivityKind
+from monitor.config.plan import ModelPlan
+from monitor.jobs.activity import Activity
+from monitor.lake.progress import DRIFT
+from monitor.measure.performance.scores import SCORES, Better
+from monitor.rules.measurement import Measure
+from monitor.rules.phases import Phase
+from monitor.rules.rules import ForEvidence, Rule, Severity
+from monitor.rules.tracking import RuleRecord
 
 _PHASES = [Phase.INACTIVE, Phase.PENDING, Phase.FIRING]
 _SEVERITIES = [Severity.INFO, Severity.WARNING, Severity.CRITICAL]

@@ -13,19 +13,20 @@ from urllib.parse import quote
 
 import polars as pl
 
-from monitor.activity import activities
-from monitor.history import History
-from monitor.join import first_predictions
-from monitor.lake import Lake, Table, collect
-from monitor.ledger import Ledger
-from monitor.measure.distributions import side_by_side
+from monitor.config.plan import ModelPlan
+from monitor.decide.ledger import Ledger
+from monitor.decide.units import recorded
+from monitor.jobs.activity import activities
+from monitor.jobs.status import FAULTS, champions, job_line, summary
+from monitor.lake.history import History
+from monitor.lake.join import first_predictions
+from monitor.lake.lake import Lake, Table, collect
+from monitor.measure.drift.distributions import side_by_side
+from monitor.measure.reference import answer_kind, read_file, sample, to_lake_columns
 from monitor.measure.worker import reference_file, scan_window
-from monitor.measurement import WindowKey
-from monitor.phases import Phase
-from monitor.plan import ModelPlan
-from monitor.reference import answer_kind, read_file, sample, to_lake_columns
-from monitor.status import FAULTS, champions, job_line, summary
-from monitor.units import recorded
+from monitor.rules.measurement import WindowKey
+from monitor.rules.phases import Phase
+from monitor.rules.windows import superseded
 from monitor.web.estimates import estimation
 from monitor.web.features import feature_line, features, segments
 from monitor.web.series import (
@@ -41,10 +42,9 @@ from monitor.web.series import (
     state,
     windows_of,
 )
-from monitor.windows import superseded
-from retrain.holds import own_pause, why_held
-from retrain.store import Job, Store
-from retrain.traffic import traffic
+from retrain.control.holds import own_pause, why_held
+from retrain.control.store import Job, Store
+from retrain.control.traffic import traffic
 
 SPARK = 60
 """Windows in a sparkline."""

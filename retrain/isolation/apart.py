@@ -89,7 +89,8 @@ def train_apart(
     file_bytes: int,
     stopping: threading.Event | None = None,
 ) -> Ended:
-    """As `run_apart`, of a training by a function (`retrain.trainer_process`) in a process that has the libraries."""
+    """As `run_apart`, of a training by a function (`retrain.train.trainer_process`) in a process that has the
+    libraries."""
     told = json.dumps({"request": str(request), "environment": dict(env), **_limits(folder, file_bytes)}).encode()
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()

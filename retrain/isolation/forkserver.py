@@ -1,7 +1,7 @@
 """A process that loads the libraries once and makes children of itself, each of which then starts in a moment.
 
 Invariant: it holds no secrets (a child is told those it needs), and it ends with the process that started it, whatever
-way that ends. What the children do is decided by `retrain.forkserver_process`.
+way that ends. What the children do is decided by `retrain.train.forkserver_process`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs, (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "retrain.forkserver_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "retrain.train.forkserver_process", str(theirs.fileno())],
                 env=child_environment((), self.environ, self.folder),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

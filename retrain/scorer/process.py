@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from retrain.estimators import Nonsense, check_estimator
 from retrain.isolation import die_with_parent
-from retrain.model_files import LoadedModel, UnusableModel, load_model, own_types, unpacked_bytes
-from retrain.quality import Predictions
-from retrain.schema import ModelSchema
+from retrain.models.estimators import Nonsense, check_estimator
+from retrain.models.model_files import LoadedModel, UnusableModel, load_model, own_types, unpacked_bytes
+from retrain.models.quality import Predictions
 from retrain.scorer import wire
 from retrain.scorer.confine import forbid, limit
+from retrain.terms.schema import ModelSchema
 
 
 def serve(connection: socket.socket) -> int:

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retrain.base.retry import Stopped
 from retrain.isolation.forkserver import ForkServer, Kind, tail_of
-from retrain.model_files import MAX_BYTES, UnusableModel
-from retrain.quality import Predictions
-from retrain.retry import Stopped
-from retrain.schema import ModelSchema
+from retrain.models.model_files import MAX_BYTES, UnusableModel
+from retrain.models.quality import Predictions
 from retrain.scorer import wire
+from retrain.terms.schema import ModelSchema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +42,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What models may hold beside `retrain.trusted_types`: `own` names, and what the module of `trainer` says, which is
-    looked for in `code` too (both only in a scorer)."""
+    """What models may hold beside `retrain.models.trusted_types`: `own` names, and what the module of `trainer` says,
+    which is looked for in `code` too (both only in a scorer)."""
 
     own: tuple[str, ...] = ()
     trainer: str | None = None
@@ -90,7 +90,7 @@ class Scorers:
         return scorer
 
     def own_types(self) -> tuple[str, ...]:
-        """What the trainer's module lets models hold (`retrain.model_files.own_types`)."""
+        """What the trainer's module lets models hold (`retrain.models.model_files.own_types`)."""
         if self.trust.trainer is None:
             return self.trust.own
         with self._start() as scorer:
@@ -134,7 +134,8 @@ class Scorer:
         self.close()
 
     def predictions(self, frame: pd.DataFrame, schema: ModelSchema) -> Predictions:
-        """As `retrain.model_files.LoadedModel.predictions`. Raises UnusableModel for whatever goes wrong there."""
+        """As `retrain.models.model_files.LoadedModel.predictions`. Raises UnusableModel for whatever goes wrong
+        there."""
         head, body = wire.pack_frame(frame)
         told, packed = self._exchange({"do": "predict", **head}, body)
         try:
@@ -147,7 +148,7 @@ class Scorer:
         return float(self._exchange({"do": "time", **head}, body)[0].get("seconds") or 0.0)
 
     def check(self, frame: pd.DataFrame) -> None:
-        """What a new model must be able to do (`retrain.estimators`). Raises UnusableModel."""
+        """What a new model must be able to do (`retrain.models.estimators`). Raises UnusableModel."""
         head, body = wire.pack_frame(frame)
         self._exchange({"do": "check", **head}, body)
 

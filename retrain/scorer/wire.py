@@ -1,7 +1,7 @@
 """How rows go to a scorer and answers come back: frames of a JSON head and raw columns behind it.
 
 Invariant: reading an answer runs nothing and takes no more memory than was asked for: numbers and names come as plain
-arrays, so a scorer that has been taken over can lie and no more. A frame arrives as `retrain.frame` has made it.
+arrays, so a scorer that has been taken over can lie and no more. A frame arrives as `retrain.data.frame` has made it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retrain.quality import Predictions
-from retrain.schema import ModelSchema, Task
+from retrain.models.quality import Predictions
+from retrain.terms.schema import ModelSchema, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def _exactly(from_: socket.socket, count: int, wait: Callable[[], None]) -> byte
 
 
 def pack_frame(frame: pd.DataFrame) -> tuple[dict[str, Any], bytes]:
-    """A frame of `retrain.frame.features_frame`: numbers as they lie in memory, everything else as JSON values."""
+    """A frame of `retrain.data.frame.features_frame`: numbers as they lie in memory, everything else as JSON values."""
     columns: list[dict[str, Any]] = []
     body = bytearray()
     for name in frame.columns:

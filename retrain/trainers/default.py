@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from retrain.schema import FeatureKind, Task
+from retrain.terms.schema import FeatureKind, Task
 from retrain.trainers.search import find, loss
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from retrain.trainer import TrainContext
+    from retrain.train.trainer import TrainContext
 
 TAIL_SHARE = 0.03
 TAIL_ROWS = (100, 500)

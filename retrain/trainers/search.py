@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from retrain.isolation import die_with_parent
-from retrain.trainer import SEARCH
+from retrain.train.trainer import SEARCH
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     import pandas as pd
 
-    from retrain.trainer import TrainContext
+    from retrain.train.trainer import TrainContext
 
 FOLDS = 3
 FACTOR = 3

@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 
 from monitor.measure._evidently import column_type, load, quiet
-from monitor.measure.drift import measure_drift
-from monitor.measure.methods import METHODS, DriftMethod, Statistic, drift_method
-from monitor.measure.performance import measure_performance
-from monitor.measurement import Measure, Measurement
-from monitor.reference import Reference, prepare
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from monitor.measure.drift.compare import measure_drift
+from monitor.measure.drift.methods import METHODS, DriftMethod, Statistic, drift_method
+from monitor.measure.performance.compute import measure_performance
+from monitor.measure.reference import Reference, prepare
+from monitor.rules.measurement import Measure, Measurement
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 ROWS = 300
 INF = math.inf

@@ -14,10 +14,10 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from monitor.errors import TransientError
-from monitor.kinds import Stream
-from monitor.sources import Records, SourceRefused
-from monitor.sources.kafka import KafkaObserver, KafkaSettings, KafkaSource
+from monitor.base.errors import TransientError
+from monitor.base.kinds import Stream
+from monitor.intake.sources import Records, SourceRefused
+from monitor.intake.sources.kafka import KafkaObserver, KafkaSettings, KafkaSource
 from tests.conftest import SASL_USERS, KafkaCluster
 
 DEADLINE = 180.0  # bounds only how long a failure takes; metadata is a minute old at most, and so is what depends on it

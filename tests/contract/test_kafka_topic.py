@@ -11,15 +11,15 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 from sqlalchemy import Engine
 
-from monitor.config import from_dict
-from monitor.errors import ConfigError
+from monitor.base.errors import ConfigError
+from monitor.config.loading import from_dict
+from monitor.config.outside_events import OutsideEvent
 from monitor.metrics import Metrics
 from monitor.outlets.kafka import KafkaTopic
 from monitor.outlets.sender import NotTaken, Sender
-from monitor.outside_events import OutsideEvent
-from retrain import audit
-from retrain.audit import AuditKind, Entry
-from retrain.connection import KafkaConnection
+from retrain.config.connection import KafkaConnection
+from retrain.control import audit
+from retrain.control.audit import AuditKind, Entry
 from tests.builders import MINUTE, NOW
 from tests.conftest import KafkaCluster
 
@@ -28,7 +28,7 @@ MODELS = {"fraud": {"task": "regression", "features": {"a": "number"}}}
 
 @pytest.fixture
 def engine(tmp_path: Any) -> Iterator[Engine]:
-    from retrain.database import create_tables, open_engine
+    from retrain.control.database import create_tables, open_engine
 
     engine = open_engine(f"sqlite:///{tmp_path}/control.db")
     create_tables(engine)

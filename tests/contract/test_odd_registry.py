@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from retrain.errors import TransientError
-from retrain.model_files import LoadedModel
-from retrain.registry import NotThere, Registry
+from retrain.models.model_files import LoadedModel
+from retrain.models.registry import NotThere, Registry
+from retrain.terms.errors import TransientError
 from serving.models import Follower
 from serving.settings import from_dict
 from tests.odd_mlflow import ANSWERS, FAILURES, OddAnswer, OddMlflow

@@ -19,21 +19,21 @@ import polars as pl
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
-from monitor.config import from_dict
-from monitor.errors import ConfigError
-from retrain.elsewhere import MOST_REFUSALS
-from retrain.engine import Order, Phase, Refused
-from retrain.engine_config import OrchestratorConfig
-from retrain.errors import TransientError
-from retrain.frame import features_frame
-from retrain.handover import Stage, hand_over, take_back
-from retrain.model_files import save_model
-from retrain.orchestrator import LISTED_AFTER, Orchestrator
-from retrain.registry import Registry
+from monitor.base.errors import ConfigError
+from monitor.config.loading import from_dict
+from retrain.config.engine_config import OrchestratorConfig
+from retrain.config.spec import JobSpec
+from retrain.data.frame import features_frame
+from retrain.engines.handover import Stage, hand_over, take_back
+from retrain.engines.orchestrator import LISTED_AFTER, Orchestrator
+from retrain.engines.protocol import Order, Phase, Refused
+from retrain.job.elsewhere import MOST_REFUSALS
+from retrain.models.model_files import save_model
+from retrain.models.registry import Registry
 from retrain.scorer import Scorers
-from retrain.spec import JobSpec
-from retrain.states import JobState
-from retrain.trainer import FailureKind, Trained, TrainingFailed
+from retrain.terms.errors import TransientError
+from retrain.terms.states import JobState
+from retrain.train.trainer import FailureKind, Trained, TrainingFailed
 from tests.jobs import LOGISTIC, drive, fork_server, kill_at, submit
 from tests.mlflow_server import MlflowServer
 from tests.orchestrators import TOKEN, Airflow, StandIn, stand_ins

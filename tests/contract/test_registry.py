@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from retrain import registry as module
-from retrain.errors import TransientError
-from retrain.frame import features_frame, labels_array
-from retrain.model_files import UnusableModel, load_model, save_model
-from retrain.registry import Conflict, Promoted, Registry
+from retrain.data.frame import features_frame, labels_array
+from retrain.models import registry as module
+from retrain.models.model_files import UnusableModel, load_model, save_model
+from retrain.models.registry import Conflict, Promoted, Registry
+from retrain.terms.errors import TransientError
 from tests.mlflow_server import MlflowServer
 from tests.retrain_data import BINARY, outcomes, trains_logistic
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from retrain.trainer import TrainContext
+    from retrain.train.trainer import TrainContext
 
     rows = outcomes(200)
     frame = features_frame(rows, BINARY)

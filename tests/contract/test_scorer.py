@@ -18,13 +18,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from retrain import model_files
-from retrain.frame import features_frame, labels_array
+from retrain.base.retry import Stopped
+from retrain.data.frame import features_frame, labels_array
 from retrain.isolation.forkserver import ForkServer
-from retrain.model_files import UnusableModel, load_model, own_types, save_model, unpacked_bytes
-from retrain.retry import Stopped
-from retrain.schema import Task
+from retrain.models import model_files
+from retrain.models.model_files import UnusableModel, load_model, own_types, save_model, unpacked_bytes
 from retrain.scorer import Limits, Scorers, Trust
+from retrain.terms.schema import Task
 from serving.models import open_here
 from serving.settings import ServiceSettings, from_dict
 from tests import crafted
@@ -242,7 +242,7 @@ def test_every_public_estimator_of_the_installed_version_was_reviewed() -> None:
     """One that a new version brings is looked at first: what do its `__setstate__` and `predict` do with any state?"""
     from sklearn.utils import all_estimators
 
-    from retrain.trusted_types import CLASSES
+    from retrain.models.trusted_types import CLASSES
 
     unsupported = {"sklearn.cluster._birch.Birch"}  # skops cannot store it
     public = {f"{c.__module__}.{c.__name__}" for _, c in all_estimators() if c.__module__.startswith("sklearn.")}
@@ -252,7 +252,7 @@ def test_every_public_estimator_of_the_installed_version_was_reviewed() -> None:
 def test_every_trusted_name_is_what_it_says() -> None:
     import importlib
 
-    from retrain import trusted_types
+    from retrain.models import trusted_types
 
     for name in trusted_types.CLASSES:
         module, _, own = name.rpartition(".")

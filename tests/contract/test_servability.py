@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from retrain.errors import TransientError
-from retrain.frame import features_frame, labels_array
-from retrain.model_files import save_model
-from retrain.registry import Registry
+from retrain.data.frame import features_frame, labels_array
+from retrain.judge.servability import smoke_test
+from retrain.models.model_files import save_model
+from retrain.models.registry import Registry
 from retrain.scorer import Scorers
-from retrain.servability import smoke_test
-from retrain.trainer import TrainContext
+from retrain.terms.errors import TransientError
+from retrain.train.trainer import TrainContext
 from tests.jobs import fork_server
 from tests.retrain_data import BINARY, outcomes, spec, trains_logistic
 

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.kinds import Stream
-from monitor.sources import Records, Source
-from monitor.sources.files import FileSettings, FileSource
-from monitor.sources.kafka import KafkaSettings, KafkaSource
+from monitor.base.kinds import Stream
+from monitor.intake.sources import Records, Source
+from monitor.intake.sources.files import FileSettings, FileSource
+from monitor.intake.sources.kafka import KafkaSettings, KafkaSource
 from tests.conftest import KafkaCluster
 
 DEADLINE = 60.0

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor.measurement import Measure
 from monitor.metrics import Metrics
-from monitor.rules import Action, Rule, Severity
+from monitor.rules.measurement import Measure
+from monitor.rules.rules import Action, Rule, Severity
 from tests.conftest import require
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ import jsonschema
 import pytest
 import yaml
 
-from monitor.config import LoadedConfig, load
-from monitor.daemon import EXIT_WITHIN
-from retrain.fields import parse_duration
+from monitor.config.loading import LoadedConfig, load
+from monitor.running.daemon import EXIT_WITHIN
+from retrain.terms.fields import parse_duration
 from serving.settings import load as load_service
 from tests.broker import kafka_version
 

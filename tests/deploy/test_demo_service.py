@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from monitor.config import from_dict
+from monitor.config.loading import from_dict
 from monitor.demo.customers import Customers, ScoringService
 from monitor.demo.world import invented
 from tests.deploy.test_compose import ROOT

@@ -16,8 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from monitor.config import LoadedConfig, load
-from monitor.daemon import EXIT_WITHIN
+from monitor.config.loading import LoadedConfig, load
+from monitor.running.daemon import EXIT_WITHIN
 from tests.conftest import require
 
 ROOT = Path(__file__).parents[2]

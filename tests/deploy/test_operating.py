@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from monitor.sections import DaemonConfig, HttpConfig, KafkaConfig, LakeConfig, WindowConfig
-from retrain.config import RetrainConfig
+from monitor.config.sections import DaemonConfig, HttpConfig, KafkaConfig, LakeConfig, WindowConfig
+from retrain.config.settings import RetrainConfig
 from tests.deploy.test_kubernetes import generator
 
 ROOT = Path(__file__).parents[2]

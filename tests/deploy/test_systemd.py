@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.daemon import EXIT_WITHIN
-from retrain.fields import parse_duration
+from monitor.running.daemon import EXIT_WITHIN
+from retrain.terms.fields import parse_duration
 from tests.conftest import require
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "driftd.service"

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor.measurement import Measure
 from monitor.metrics import COMPONENTS, Metrics
-from monitor.phases import Phase
-from monitor.rules import Action, Rule, Severity
+from monitor.rules.measurement import Measure
+from monitor.rules.phases import Phase
+from monitor.rules.rules import Action, Rule, Severity
 from tests.broker import free_ports
 from tests.conftest import require
 from tests.daemons import until

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitor.ledger import Ledger
-from retrain.store import open_store
+from monitor.decide.ledger import Ledger
+from retrain.control.store import open_store
 from tests.daemons import MODEL, Daemon, configuration, until
 
 ROWS, WINDOWS, SIZE = 80, 12, timedelta(minutes=1)

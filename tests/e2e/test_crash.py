@@ -14,7 +14,7 @@ from uuid import uuid4
 import polars as pl
 import pytest
 
-from monitor.kinds import Stream
+from monitor.base.kinds import Stream
 from tests.conftest import KafkaCluster
 from tests.daemons import Daemon, Daemons, NotYet, kafka, until
 from tests.fakes import FileSink, KafkaSink, Traffic

@@ -10,12 +10,12 @@ import orjson
 import polars as pl
 import pytest
 
-from monitor.config import from_dict
-from retrain import audit
-from retrain.registry import Registry
-from retrain.states import JobState
-from retrain.store import Store, open_store
-from retrain.traffic import traffic
+from monitor.config.loading import from_dict
+from retrain.control import audit
+from retrain.control.store import Store, open_store
+from retrain.control.traffic import traffic
+from retrain.models.registry import Registry
+from retrain.terms.states import JobState
 from tests.daemons import Daemon, Daemons, until
 from tests.jobs import LOGISTIC, first_champion, runs, versions
 from tests.retrain_data import BINARY, mlflow_store, outcomes, spec

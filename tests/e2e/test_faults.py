@@ -22,12 +22,12 @@ import polars as pl
 import pytest
 import tomli_w
 
-from monitor.config import load
-from monitor.ingest import IngestPolicy, Writer
-from monitor.kinds import Stream
-from monitor.lake import Lake
+from monitor.base.kinds import Stream
+from monitor.config.loading import load
+from monitor.intake.ingest import IngestPolicy, Writer
+from monitor.intake.sources import Records
+from monitor.lake.lake import Lake
 from monitor.metrics import Metrics
-from monitor.sources import Records
 from tests.conftest import SASL_USERS, KafkaCluster, require
 from tests.daemons import MODEL, Daemon, Daemons, configuration, kafka, rows, until
 from tests.e2e.test_crash import check_exactly_once, check_measured_once, drain

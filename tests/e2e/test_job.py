@@ -15,20 +15,20 @@ import pytest
 from deltalake import DeltaTable
 from sqlalchemy import Engine
 
-from monitor.supervisor import job_history
-from retrain import audit
-from retrain.audit import AuditKind
-from retrain.errors import LeaseLost, Refused, TransientError
-from retrain.frame import features_frame
-from retrain.holds import Pause, pause, resume
-from retrain.job import Driver, Limits, utc_now
-from retrain.model_files import load_model
-from retrain.operate import approve, register_initial, rollback
-from retrain.registry import Registry, import_mlflow
-from retrain.reproduce import reproduce
-from retrain.retry import Backoff
-from retrain.states import JobState
-from retrain.store import AliasMove, Store
+from monitor.jobs.supervisor import job_history
+from retrain.base.retry import Backoff
+from retrain.control import audit
+from retrain.control.audit import AuditKind
+from retrain.control.holds import Pause, pause, resume
+from retrain.control.store import AliasMove, Store
+from retrain.data.frame import features_frame
+from retrain.job.driver import Driver, Limits, utc_now
+from retrain.job.manual_actions import approve, register_initial, rollback
+from retrain.job.reproduce import reproduce
+from retrain.models.model_files import load_model
+from retrain.models.registry import Registry, import_mlflow
+from retrain.terms.errors import LeaseLost, Refused, TransientError
+from retrain.terms.states import JobState
 from tests.jobs import LOGISTIC, drive, first_champion, fork_server, kill_at, runs, store_of, submit, versions
 from tests.retrain_data import BINARY, NOW, outcomes, spec, write
 

@@ -19,17 +19,17 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from retrain import audit
-from retrain.audit import AuditKind
-from retrain.errors import LeaseLost, Refused
-from retrain.job import Driver, Limits, utc_now
-from retrain.operate import approve, reject, rollback
-from retrain.registry import Registry
-from retrain.reproduce import reproduce
-from retrain.retry import Backoff
-from retrain.spec import JobSpec
-from retrain.states import JobState
-from retrain.store import Store
+from retrain.base.retry import Backoff
+from retrain.config.spec import JobSpec
+from retrain.control import audit
+from retrain.control.audit import AuditKind
+from retrain.control.store import Store
+from retrain.job.driver import Driver, Limits, utc_now
+from retrain.job.manual_actions import approve, reject, rollback
+from retrain.job.reproduce import reproduce
+from retrain.models.registry import Registry
+from retrain.terms.errors import LeaseLost, Refused
+from retrain.terms.states import JobState
 from tests.jobs import (
     LOGISTIC,
     drive,
@@ -135,7 +135,7 @@ def rewrite(store: Store, wanted: JobSpec) -> None:
     """The job as if it had been submitted so."""
     from sqlalchemy import update
 
-    from retrain.tables import jobs
+    from retrain.control.tables import jobs
 
     with store.engine.begin() as connection:
         connection.execute(update(jobs).where(jobs.c.id == wanted.request.id).values(spec=wanted.to_json()))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from monitor.config import LoadedConfig, from_dict
-from monitor.lake import Lake
-from retrain.states import JobState
-from retrain.store import open_store
+from monitor.config.loading import LoadedConfig, from_dict
+from monitor.lake.lake import Lake
+from retrain.control.store import open_store
+from retrain.terms.states import JobState
 from tests import measured_world as made
 from tests.browser import Opened
 from tests.daemons import Daemon, until

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from monitor.errors import TransientError
-from monitor.faults import Failed
-from monitor.lake import Lake, Table
+from monitor.base.errors import TransientError
+from monitor.base.faults import Failed
+from monitor.base.workers import Workers
+from monitor.lake.lake import Lake, Table
 from monitor.measure.cluster import Batch, measure_on_cluster
 from monitor.measure.worker import MeasureTask, measure
-from monitor.workers import Workers
-from retrain.engine import Order, Phase
-from retrain.engine_config import EngineConfig, RayConfig
-from retrain.errors import TransientError as JobTrouble
-from retrain.handover import Stage
-from retrain.ray_engine import RayJobs
-from retrain.registry import Registry
-from retrain.spec import JobSpec
-from retrain.states import JobState
+from retrain.config.engine_config import EngineConfig, RayConfig
+from retrain.config.spec import JobSpec
+from retrain.engines.handover import Stage
+from retrain.engines.protocol import Order, Phase
+from retrain.engines.ray_engine import RayJobs
+from retrain.models.registry import Registry
+from retrain.terms.errors import TransientError as JobTrouble
+from retrain.terms.states import JobState
 from tests.builders import HOUR
 from tests.daemons import Daemons, until
 from tests.fakes import FileSink, Traffic

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.kinds import Stream
+from monitor.base.kinds import Stream
 from tests.conftest import KafkaCluster
 from tests.daemons import Daemon, Daemons, kafka, until
 from tests.e2e.test_crash import check_exactly_once, drain

@@ -19,11 +19,11 @@ import pytest
 import tomli_w
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from retrain.aliases import CHAMPION, TRAFFIC_TAG
-from retrain.frame import features_frame, labels_array
-from retrain.model_files import save_model
-from retrain.registry import MODEL_PATH, Registry
-from retrain.trainer import TrainContext
+from retrain.data.frame import features_frame, labels_array
+from retrain.models.model_files import save_model
+from retrain.models.registry import MODEL_PATH, Registry
+from retrain.terms.aliases import CHAMPION, TRAFFIC_TAG
+from retrain.train.trainer import TrainContext
 from tests.conftest import KafkaCluster
 from tests.daemons import until
 from tests.mlflow_server import MlflowServer

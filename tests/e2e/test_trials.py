@@ -10,19 +10,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from retrain import audit
-from retrain.aliases import TRAFFIC_TAG as TAG
-from retrain.audit import AuditKind
-from retrain.errors import Refused
-from retrain.holds import Pause, pause, resume
-from retrain.job import utc_now
-from retrain.operate import approve, reject
-from retrain.registry import Registry, import_mlflow
-from retrain.spec import JobSpec
-from retrain.states import JobState
-from retrain.store import Store
-from retrain.traffic import traffic
-from retrain.trials import awaited, due
+from retrain.config.spec import JobSpec
+from retrain.control import audit
+from retrain.control.audit import AuditKind
+from retrain.control.holds import Pause, pause, resume
+from retrain.control.store import Store
+from retrain.control.traffic import traffic
+from retrain.job.driver import utc_now
+from retrain.job.manual_actions import approve, reject
+from retrain.job.trials import awaited, due
+from retrain.models.registry import Registry, import_mlflow
+from retrain.terms.aliases import TRAFFIC_TAG as TAG
+from retrain.terms.errors import Refused
+from retrain.terms.states import JobState
 from tests.jobs import LOGISTIC, drive, first_champion, kill_at, model_tags, runs, store_of, submit, versions
 from tests.retrain_data import START, outcomes, spec, write
 

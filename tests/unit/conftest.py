@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.ledger import Ledger
-from retrain.store import Store, open_store
+from monitor.decide.ledger import Ledger
+from retrain.control.store import Store, open_store
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from bench.decisions.detectors import DETECTORS, Columns, ErrorDetector, Preset,
 from bench.decisions.policies import ANY, DRIFTD, EVERY, NEVER, SHARE, SLIDING, UNGATED
 from bench.decisions.streams import RECORDED, Quiet, quiet_rows
 from bench.doc import BEGIN, END, rewrite
-from retrain.schema import Feature, FeatureKind, ModelSchema, Task
+from retrain.terms.schema import Feature, FeatureKind, ModelSchema, Task
 
 SCHEMA = ModelSchema(
     "m", Task.BINARY, (Feature("a", FeatureKind.NUMBER), Feature("b", FeatureKind.CATEGORY)), ("0", "1"), "1"

@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from retrain.model_files import load_model
+from retrain.models.model_files import load_model
 from tests.daemons import Daemon, until
 from tests.retrain_data import mlflow_store
 from tests.worlds.table import Champion, Version, World

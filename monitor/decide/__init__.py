@@ -1,0 +1,1 @@
+"""Measured windows go in; transitions and requests to retrain come out, on record before they have an effect."""

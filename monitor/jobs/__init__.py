@@ -1,0 +1,1 @@
+"""The way to retraining and back: recorded requests become jobs; jobs become status, activity and metrics."""

@@ -1,0 +1,1 @@
+"""Logs, files, retries and text, for every other room."""

@@ -1,0 +1,1 @@
+"""Where trainings run when not here: one protocol, and those who keep it."""

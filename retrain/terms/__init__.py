@@ -1,0 +1,1 @@
+"""The vocabulary that both packages share: pure values, no library but pydantic."""
