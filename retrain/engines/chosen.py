@@ -7,7 +7,7 @@ from retrain.engines.protocol import Engine
 
 
 def engine_of(spec: JobSpec) -> Engine | None:
-    """None: here, by `retrain.trainer`. Imports what the chosen one needs."""
+    """None: here, by `retrain.train.trainer`. Imports what the chosen one needs."""
     if spec.config.orchestrator is not None:
         from retrain.engines.orchestrator import Orchestrator
 

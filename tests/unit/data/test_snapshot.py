@@ -38,7 +38,7 @@ def test_holdout_is_the_newest_share_and_strictly_later(tmp_path: Path) -> None:
 def test_rows_of_one_time_never_straddle_the_border(seconds: list[int], share: float) -> None:
     rows = outcomes(len(seconds)).with_columns(ts=START + pl.duration(seconds=pl.Series(sorted(seconds))))
     config = RetrainConfig.model_validate({"min_rows": 20, "holdout_min_rows": 10, "holdout_share": share})
-    parts = split(rows, replace(spec(Path()), config=config))
+    parts = split(rows, replace(spec(Path(), tracking_uri="unused"), config=config))
     if isinstance(parts, TooLittle):
         return
     train, holdout = parts
@@ -151,7 +151,7 @@ def test_regression_labels_are_numbers(tmp_path: Path) -> None:
 
 
 def parts_of(rows: pl.DataFrame, evidence: dict[str, str] | None = None, **config: object) -> tuple[int, int]:
-    wanted = spec(Path(), holdout_share=0.5, holdout_min_rows=10, **config)
+    wanted = spec(Path(), tracking_uri="unused", holdout_share=0.5, holdout_min_rows=10, **config)
     wanted = replace(wanted, request=replace(wanted.request, evidence=evidence or {}))
     parts = split(rows, wanted)
     assert not isinstance(parts, TooLittle), parts

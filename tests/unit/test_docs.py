@@ -20,7 +20,7 @@ from retrain.models.quality import Predictions
 from tests.builders import NOW
 from tests.retrain_data import BINARY, outcomes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
