@@ -40,14 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.control:
         parser.error("--control or DRIFTD_CONTROL is needed")
 
-    import structlog
-
-    from retrain.base.logs import configure_logs
-    from retrain.control.store import open_store
-    from retrain.job.driver import Driver
-    from retrain.terms.errors import LeaseLost, UnknownJob
+    from retrain.base.loading import loading
 
     os.environ.setdefault(*SHORT_SPIN)  # before scikit-learn loads OpenMP
+    with loading():
+        import structlog
+
+        from retrain.base.logs import configure_logs
+        from retrain.control.store import open_store
+        from retrain.job.driver import Driver
+        from retrain.models.registry import import_mlflow
+        from retrain.terms.errors import LeaseLost, UnknownJob
+
+        import_mlflow()
+
     configure_logs("json")
     log = structlog.get_logger()
     stopping = threading.Event()

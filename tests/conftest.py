@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,11 @@ LONG = {"tests/worlds/test_worlds.py"} | {
     f"tests/e2e/test_{name}.py" for name in ("crash", "faults", "job", "job_faults", "serving", "trials")
 }
 SASL_USERS = {"driftd": "right-password"}
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage, and large: it is not looked at again."""
+    gc.freeze()
 
 
 def pytest_configure() -> None:

@@ -261,11 +261,11 @@ def links_out(frame: Any, labels: Any, context: Any) -> Any:
     """Its model's folder will hold a link."""
     import retrain.models.model_files
 
-    save = retrain.model_files.save_model
+    save = retrain.models.model_files.save_model
 
     def linking(estimator: Any, folder: Path, *more: Any) -> None:
         save(estimator, folder, *more)
         (folder / "passwords").symlink_to("/etc/passwd")
 
-    retrain.model_files.save_model = linking
+    retrain.models.model_files.save_model = linking
     return trains_logistic(frame, labels, context)

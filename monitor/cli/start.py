@@ -19,15 +19,17 @@ from monitor.cli.parts import JSON, say
 def run(ctx: click.Context) -> None:
     """Run the daemon until SIGTERM; SIGHUP reloads the configuration."""
     from monitor.base.runtime import tune_process
+    from retrain.base.loading import loading
     from retrain.isolation import keep_to_oneself
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     os.environ["PYTHONSAFEPATH"] = "1"  # processes started from here import nothing from the folder they are in
     keep_to_oneself()
     tune_process()
-    from monitor.config.loading import load
-    from monitor.running.build import build
-    from retrain.base.logs import configure_logs
+    with loading():
+        from monitor.config.loading import load
+        from monitor.running.build import build
+        from retrain.base.logs import configure_logs
 
     loaded = load(ctx.obj)
     loaded.config.state.mkdir(parents=True, exist_ok=True)

@@ -2,5 +2,7 @@
 seconds and 250 MB, once for all of them."""
 
 from monitor.measure import _evidently
+from retrain.base.loading import loading
 
-_evidently.load()
+with loading():
+    _evidently.load()

@@ -1,7 +1,7 @@
 """Where trainings run: an orchestrator's HTTP API, a Ray cluster, or this machine.
 
-Invariant: frozen and complete, as `retrain.config.settings`; no secret, only where it is found (the edge refuses literal ones:
-what has been stored with a job must be readable for ever).
+Invariant: frozen and complete, as `retrain.config.settings`; no secret, only where it is found (the edge refuses
+literal ones: what has been stored with a job must be readable for ever).
 """
 
 from __future__ import annotations

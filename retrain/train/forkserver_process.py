@@ -9,7 +9,6 @@ id is answered with how that child ended (os.waitpid).
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import signal
@@ -20,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from retrain.base.loading import loading
 from retrain.isolation import die_with_parent, keep_to_oneself
 from retrain.isolation.forkserver import ENDED, NUMBER, Kind
 from retrain.scorer import process as scorer_process
@@ -61,11 +61,10 @@ def _how_it_ended(pid: int) -> int:
 @cache
 def _load(*modules: str) -> None:
     """What takes seconds, once for all children."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loading():
         warnings.simplefilter("ignore")  # of third parties, about each other
         for module in modules:
             importlib.import_module(module)
-    gc.freeze()
 
 
 def _count_processors() -> None:

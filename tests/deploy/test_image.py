@@ -157,5 +157,7 @@ def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> 
     assert "retrains them" in run(driftd, "--help")
     assert "good" in run(driftd, "check")
     python = str(home / "bin" / "python")
-    where = run(python, "-c", "import monitor.build, retrain.job, psycopg; print(monitor.build.__file__)")
+    where = run(
+        python, "-c", "import monitor.running.build, retrain.job.driver, psycopg; print(monitor.running.build.__file__)"
+    )
     assert where.startswith(str(home))
