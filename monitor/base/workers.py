@@ -23,6 +23,8 @@ from retrain.isolation import keep_to_oneself
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+NICE = 5
+"""Of processes that measure: reading the stream goes first."""
 _LOST = Failed("its process was lost: killed, or out of memory", lost=True)
 
 
@@ -109,7 +111,7 @@ class Workers:
 def _become_worker(memory: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(5)
+    os.nice(max(0, NICE - os.nice(0)))
     keep_to_oneself()
     follow_logs()
     os.environ["DO_NOT_TRACK"] = "1"

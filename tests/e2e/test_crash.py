@@ -114,13 +114,13 @@ def check_measured_once(daemon: Daemon) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_ten_kills_under_load_from_kafka_lose_and_double_nothing(
+def test_twenty_kills_under_load_from_kafka_lose_and_double_nothing(
     kafka_broker: KafkaCluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     topics = {Stream.PREDICTIONS: kafka_broker.create_topic(3), Stream.LABELS: kafka_broker.create_topic(2)}
     source = kafka(kafka_broker.bootstrap, *topics.values(), group=f"g-{uuid4().hex[:8]}", session_timeout="2s")
     traffic = Traffic(KafkaSink(kafka_broker.bootstrap, topics, partitions=2), step=timedelta(milliseconds=40))
-    phases = ["starting"] * 2 + ["reading"] * 3 + ["joining"] * 2 + ["measuring"] + ["measured"] * 2
+    phases = ["starting"] * 4 + ["reading"] * 7 + ["joining"] * 4 + ["measuring"] * 2 + ["measured"] * 3
     random.Random(SEED).shuffle(phases)
     with Daemons(tmp_path) as daemons:
         # Without a reference no start waits for Evidently's import: more kills hit measuring and storing.
@@ -133,8 +133,8 @@ def test_ten_kills_under_load_from_kafka_lose_and_double_nothing(
             traffic.end()
         print(f"kills by what the start had reached: {dict(reached)}; events sent: {traffic.sent}")
         record_property("kills", dict(reached))
-        assert reached["measured"] >= 2
-        assert reached["started"] >= 2
+        assert reached["measured"] >= 3
+        assert reached["started"] >= 5
         drain(daemon, traffic, within=120)
         check_exactly_once(daemon, traffic)
         assert daemon.transitions(), "half of the ages are missing now and then"
