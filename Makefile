@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test worlds check bench bench-decisions docs lock clean install
+.PHONY: demo test test-fast worlds check bench bench-decisions docs lock clean install
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,9 @@ check: install           ## lint, types, layers
 
 test: check              ## everything, against real Kafka, MLflow and Prometheus where they can be started
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+test-fast: install       ## the inner loop: no servers, nothing that trains or measures at length; a minute and a half
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/unit -k "not postgresql" $(addprefix --ignore=tests/unit/,train trainers backtest measure)
 
 worlds: install          ## thirty small teams with one daemon each: the table of docs/worlds.md (an hour or two)
 	$(BIN)/python -m tests.worlds
