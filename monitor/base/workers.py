@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,12 +86,17 @@ class Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            context = multiprocessing.get_context("forkserver" if self._memory is None else "spawn")
-            context.set_forkserver_preload(["monitor.measure.preloaded"])
             self._pool = ProcessPoolExecutor(
-                self._count, mp_context=context, initializer=_become_worker, initargs=(self._memory,)
+                self._count, mp_context=self._context(), initializer=_become_worker, initargs=(self._memory,)
             )
         return self._pool
+
+    def _context(self) -> BaseContext:
+        if self._memory is not None:
+            return multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["monitor.measure.preloaded"])
+        return context
 
     def end(self) -> None:
         """Close for good: a tick that is under way starts no processes again."""
@@ -112,14 +119,15 @@ def _become_worker(memory: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(max(0, NICE - os.nice(0)))
-    keep_to_oneself()
+    with suppress(OSError):  # no Linux
+        Path("/proc/self/oom_score_adj").write_text("500")  # before the daemon itself
+    keep_to_oneself()  # from here on /proc/self is root's
     follow_logs()
     os.environ["DO_NOT_TRACK"] = "1"
     if memory is not None:
         os.environ |= {"POLARS_MAX_THREADS": "1", "RUST_BACKTRACE": "0"}  # both take memory
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words are no lines of the log
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    Path("/proc/self/oom_score_adj").write_text("500")  # before the daemon itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import multiprocessing
 import operator
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from monitor.base.errors import TransientError
-from monitor.base.workers import Workers
+from monitor.base.workers import Workers, _become_worker
 
 
 @pytest.fixture
@@ -43,6 +46,23 @@ def test_process_lost_between_two_maps_is_replaced(workers: Workers) -> None:
     """A report, say, that nobody waits for."""
     assert workers.submit(os._exit, 3).exception(timeout=30) is not None
     assert workers.map(math.sqrt, [4.0]) == [2.0]
+
+
+def _measures_as_nobody() -> None:
+    """What a daemon that is not root starts: root's rights, which tests may have, are given up first."""
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, as after any exec
+    _become_worker(None)
+    assert Path("/proc/self/oom_score_adj").read_text().strip() == "500"
+
+
+def test_one_that_is_not_root_measures_too() -> None:
+    child = multiprocessing.get_context("fork").Process(target=_measures_as_nobody)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_closing_ends_what_runs() -> None:
