@@ -6,7 +6,6 @@ way that ends. What the children do is decided by `retrain.train.forkserver_proc
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -67,23 +67,18 @@ class ForkServer:
     def child(self, kind: Kind, *descriptors: int) -> int:
         """The process id of a new one; it has the descriptors too."""
         with self._lock:
-            if self._process is not None and self._process.poll() is not None:
-                self._end()
-            if self._control is None:
-                self._begin()
-            assert self._control is not None
-            socket.send_fds(self._control, [kind.value], descriptors)
-            return self._answer()
+            if self._control is not None:
+                with suppress(OSError, RuntimeError):  # it has ended since
+                    return self._answer(self._control, kind.value, descriptors)
+            return self._answer(self._begin(), kind.value, descriptors)
 
     def ended(self, pid: int) -> int:
         """How a child ended, as os.waitpid tells; it has ended or is about to."""
         with self._lock:
-            try:
-                assert self._control is not None
-                self._control.sendall(ENDED + NUMBER.pack(pid))
-                return self._answer()
-            except (OSError, RuntimeError):
-                return signal.SIGKILL  # it went with the process that it was a child of
+            if self._control is not None:
+                with suppress(OSError, RuntimeError):
+                    return self._answer(self._control, ENDED + NUMBER.pack(pid))
+            return signal.SIGKILL  # it went with the process that it was a child of
 
     def close(self) -> None:
         self._end()
@@ -91,7 +86,7 @@ class ForkServer:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
-    def _begin(self) -> None:
+    def _begin(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs, (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -106,22 +101,28 @@ class ForkServer:
             )
         ours.settimeout(_SECONDS)
         self._control = ours
+        return ours
 
     def _end(self) -> None:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._control = self._process = None
 
-    def _answer(self) -> int:
-        assert self._control is not None
-        found = self._control.recv(NUMBER.size, socket.MSG_WAITALL)
-        if len(found) != NUMBER.size:
-            raise RuntimeError(f"the process that children are made of has ended:\n{tail_of(self.folder / 'log')}")
-        return int(NUMBER.unpack(found)[0])
+    def _answer(self, control: socket.socket, question: bytes, descriptors: Sequence[int] = ()) -> int:
+        """A question without its answer ends the process: a late answer would be taken for that to the next one."""
+        try:
+            socket.send_fds(control, [question], descriptors)
+            found = control.recv(NUMBER.size, socket.MSG_WAITALL)
+            if len(found) != NUMBER.size:
+                raise RuntimeError(f"the process that children are made of has ended:\n{tail_of(self.folder / 'log')}")
+            return int(NUMBER.unpack(found)[0])
+        except BaseException:
+            self._end()
+            raise
 
 
 def tail_of(log: Path) -> str:

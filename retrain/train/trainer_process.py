@@ -84,10 +84,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_and_save(request: dict[str, Any]) -> None:
-    importlib.import_module("skops.io")  # first: it looks its types up in every module that it finds loaded
-    import pandas as pd  # noqa: F401 - these two count as the libraries' memory, not as the trainer's
+    """In a child of the fork server, which has loaded the libraries: their memory is not the trainer's."""
     import polars as pl
-    import sklearn.ensemble  # noqa: F401
 
     recipe, folder = Recipe.from_json(request), Path(request["work_dir"])
     schema = recipe.schema
@@ -96,7 +94,7 @@ def train_and_save(request: dict[str, Any]) -> None:
     context = TrainContext(schema, recipe.seed, recipe.parameters, folder, request["deadline"], recipe.found)
     estimator, module, frame = call_trainer(recipe.trainer, rows, context)
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    from retrain.models.model_files import own_types, save_model  # MLflow: only now, its memory is not the trainer's
+    from retrain.models.model_files import own_types, save_model
 
     save_model(estimator, Path(request["model"]), schema, frame.head(5), own_types(module))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -370,6 +371,19 @@ def test_one_that_is_told_to_stop_does_not_wait_for_its_answer(tmp_path: Path) -
         threading.Timer(0.5, stopping.set).start()
         with pytest.raises(Stopped):
             scorer.predictions(FRAME, BINARY)
+
+
+def test_one_whose_fork_server_has_ended_gets_another(tmp_path: Path) -> None:
+    """And what that had made is gone with it."""
+    model = saved(tmp_path / "model", Acting(""), own=("tests.contract.",))
+    with ForkServer(os.environ) as server, Scorers(server, Trust(("tests.contract.",))) as mine:
+        first = mine.open(model, BINARY)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        with mine.open(model, BINARY) as second:
+            assert len(second.predictions(FRAME, BINARY).values) == len(FRAME)
+        with pytest.raises(UnusableModel, match="took its process down"):
+            first.predictions(FRAME, BINARY)
 
 
 def test_nothing_is_left_of_scorers(tmp_path: Path) -> None:
